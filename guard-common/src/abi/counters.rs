@@ -1,0 +1,27 @@
+//! Totals that the programs keep apart from the flows.
+
+use crate::{Direction, Reason};
+
+/// Per CPU, in the `COUNTERS` array, indexed by [`counter_index`]. Packets and bytes as on the wire (GSO segments).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counter {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// Per CPU, in the active generation's rule counters, indexed by rule number: how often it decided a flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RuleCounter {
+    pub flows: u64,
+}
+
+/// Elements of the `COUNTERS` array.
+pub const COUNTERS: u32 = (Reason::SLOTS as u32) << 2;
+
+/// `dropped` is false for what was allowed, and for what audit mode let pass though it was denied.
+#[must_use]
+pub const fn counter_index(reason: Reason, direction: Direction, dropped: bool) -> u32 {
+    (reason as u32) << 2 | (direction as u32) << 1 | dropped as u32
+}

@@ -1,0 +1,19 @@
+//! Every type that crosses the border between kernel and userspace: `repr(C)`, no hidden padding, sizes asserted.
+//!
+//! Byte order: host order for every number; see the crate's doc. Bump [`VERSION`] with any change of a layout or a
+//! meaning here: pinned maps of another version are not adopted.
+
+mod counters;
+mod event;
+mod flow;
+mod interface;
+mod state;
+
+pub use counters::{COUNTERS, Counter, RuleCounter, counter_index};
+pub use event::{Event, EventKind, HEAD_BYTES, Owner};
+pub use flow::{Flow, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6, FragmentValue, TcpState};
+pub use interface::Interface;
+pub use state::{Slot, SlotFlags, SlotInfo, State, StateWord};
+
+/// Version of all layouts in this module and in [`crate::decide`].
+pub const VERSION: u32 = 1;

@@ -1,0 +1,3 @@
+//! guard: allow-lists for what enters and leaves a Linux host, enforced in the kernel; uncommon flows recorded.
+
+pub mod policy;

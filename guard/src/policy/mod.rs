@@ -1,0 +1,5 @@
+//! The way of a policy: YAML as written (`yaml`) → typed and checked ([`model`]) → tables (`compile`).
+//!
+//! Pure: reads the policy's files and nothing else; the kernel is not asked.
+
+pub mod model;
