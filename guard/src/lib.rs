@@ -1,3 +1,5 @@
 //! guard: allow-lists for what enters and leaves a Linux host, enforced in the kernel; uncommon flows recorded.
 
+pub mod host;
 pub mod policy;
+pub mod record;
