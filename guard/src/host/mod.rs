@@ -1,2 +1,11 @@
 //! What this host holds and runs, read without changing anything: sockets, processes, forwarded flows, and which
 //! connection carries the terminal that asks.
+
+pub mod conntrack;
+mod netlink;
+pub mod processes;
+pub mod route;
+pub mod session;
+pub mod sock_diag;
+
+pub use netlink::NetlinkError;

@@ -1,0 +1,423 @@
+//! Which connection carries the terminal that asks: the one that must never be cut by accident.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use guard_common::Direction;
+
+use super::{
+    processes::{Process, Processes},
+    sock_diag::{Socket, SocketState, Sockets, has_listener},
+};
+
+/// How a session's connection was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The nearest ancestor that holds an established connection.
+    Ancestor,
+    /// The same, of a client that is attached to the terminal multiplexer that runs this shell.
+    Multiplexer,
+    /// `SSH_CONNECTION`, after it was checked: established now and held by an SSH server.
+    SshConnection,
+    /// The connection found first stays on this host; this one carries it (a tunnel, an agent).
+    Tunnel,
+}
+
+impl Found {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ancestor => "ancestor",
+            Self::Multiplexer => "multiplexer",
+            Self::SshConnection => "ssh_connection",
+            Self::Tunnel => "tunnel",
+        }
+    }
+}
+
+/// One connection that may carry this terminal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carrier {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub direction: Direction,
+    pub cookie: u64,
+    /// Who holds it.
+    pub pid: u32,
+    pub program: String,
+    pub found: Found,
+}
+
+impl fmt::Display for Carrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let remote = self.remote.ip();
+        match self.direction {
+            Direction::Inbound => write!(f, "in tcp {remote} -> {}", self.local.port())?,
+            Direction::Outbound => write!(f, "out tcp {}", self.remote)?,
+        }
+        write!(f, " ({} {})", self.program, self.pid)
+    }
+}
+
+/// What was found about the terminal that asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Session {
+    /// Empty: nothing that leaves this host carries it, as far as can be seen. More than one: cannot be told apart.
+    pub carriers: Vec<Carrier>,
+}
+
+impl Session {
+    /// Another host's user sits at this terminal.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        !self.carriers.is_empty()
+    }
+
+    #[must_use]
+    pub fn carried_by(&self, local: SocketAddr, remote: SocketAddr) -> Option<&Carrier> {
+        self.carriers.iter().find(|carrier| carrier.local == local && carrier.remote == remote)
+    }
+}
+
+/// What the search looks at.
+pub struct Host<'a> {
+    pub processes: &'a Processes,
+    pub sockets: &'a Sockets,
+    /// Peers of connected UNIX sockets, inode to inode; may be empty.
+    pub unix_peers: &'a HashMap<u32, u32>,
+    pub own: &'a std::collections::HashSet<IpAddr>,
+}
+
+/// How many connections inside this host are followed from a terminal to the outside.
+const MAX_TUNNELS: usize = 8;
+
+/// Finds the connection behind process `pid`. `ssh_connection` is that variable of its environment, if set.
+#[must_use]
+pub fn find(host: &Host<'_>, pid: u32, ssh_connection: Option<&str>) -> Session {
+    let listeners = host.sockets.listeners();
+    let search = Search { host, listeners: &listeners, hint: ssh_connection.and_then(parse_ssh_connection) };
+    let mut carriers = search.behind(pid, Found::Ancestor);
+    if carriers.is_empty() {
+        carriers = search.behind_multiplexer(pid);
+    }
+    if carriers.is_empty() {
+        carriers = search.by_environment();
+    }
+    Session { carriers: search.to_the_outside(carriers) }
+}
+
+struct Search<'a> {
+    host: &'a Host<'a>,
+    listeners: &'a std::collections::HashSet<(u8, SocketAddr)>,
+    hint: Option<(SocketAddr, SocketAddr)>,
+}
+
+impl Search<'_> {
+    /// Of the nearest ancestor that holds any.
+    fn behind(&self, pid: u32, found: Found) -> Vec<Carrier> {
+        self.host
+            .processes
+            .ancestors(pid)
+            .skip(1)
+            .map(|process| self.held_by(process, found))
+            .find(|carriers| !carriers.is_empty())
+            .unwrap_or_default()
+    }
+
+    /// The established connections of a process. A session's server may hold others beside the session's own (port
+    /// forwards): the one that `SSH_CONNECTION` names, else those that came in, are the better guess.
+    fn held_by(&self, process: &Process, found: Found) -> Vec<Carrier> {
+        let all: Vec<Carrier> = self
+            .established()
+            .filter(|socket| process.sockets.binary_search(&self.host.sockets.holder(socket)).is_ok())
+            .map(|socket| self.carrier(socket, process, found))
+            .collect();
+        let named: Vec<Carrier> =
+            all.iter().filter(|carrier| self.hint == Some((carrier.local, carrier.remote))).cloned().collect();
+        if !named.is_empty() {
+            return named;
+        }
+        let inbound: Vec<Carrier> =
+            all.iter().filter(|carrier| carrier.direction == Direction::Inbound).cloned().collect();
+        if inbound.is_empty() { all } else { inbound }
+    }
+
+    /// tmux and screen detach their server from the session: its clients' terminals, which it has open, lead back.
+    fn behind_multiplexer(&self, pid: u32) -> Vec<Carrier> {
+        let processes = self.host.processes;
+        let Some(server) = processes.ancestors(pid).skip(1).find(|process| is_multiplexer(process)) else {
+            return Vec::new();
+        };
+        let mut clients: Vec<u32> = Vec::new();
+        for inode in &server.sockets {
+            let Some(peer) = self.host.unix_peers.get(inode) else { continue };
+            clients.extend(processes.holders(*peer).map(|process| process.pid));
+        }
+        let of_terminal = |process: &&Process| process.tty != 0 && server.terminals.contains(&process.tty);
+        clients.extend(processes.iter().filter(of_terminal).filter(|process| is_multiplexer(process)).map(|p| p.pid));
+        clients.sort_unstable();
+        clients.dedup();
+        clients.retain(|client| *client != server.pid);
+        let mut carriers: Vec<Carrier> = Vec::new();
+        for client in clients {
+            for carrier in self.behind(client, Found::Multiplexer) {
+                if !carriers.contains(&carrier) {
+                    carriers.push(carrier);
+                }
+            }
+        }
+        carriers
+    }
+
+    fn by_environment(&self) -> Vec<Carrier> {
+        let Some((local, remote)) = self.hint else { return Vec::new() };
+        self.established()
+            .filter(|socket| socket.local == local && socket.remote == remote)
+            .flat_map(|socket| {
+                self.host
+                    .processes
+                    .holders(self.host.sockets.holder(socket))
+                    .filter(|process| is_ssh_server(process))
+                    .map(|process| self.carrier(socket, process, Found::SshConnection))
+                    .take(1)
+            })
+            .collect()
+    }
+
+    /// A connection that stays on this host is carried by those of the process at its other end.
+    fn to_the_outside(&self, carriers: Vec<Carrier>) -> Vec<Carrier> {
+        let mut outside: Vec<Carrier> = Vec::new();
+        let mut inside = carriers;
+        let mut seen: Vec<(SocketAddr, SocketAddr)> = Vec::new();
+        for _ in 0..MAX_TUNNELS {
+            let mut next = Vec::new();
+            for carrier in inside {
+                let ends = (carrier.local, carrier.remote);
+                if seen.contains(&ends) {
+                    continue;
+                }
+                seen.push(ends);
+                if !self.stays_here(carrier.remote.ip()) {
+                    outside.push(carrier);
+                    continue;
+                }
+                let other_end =
+                    self.established().find(|socket| (socket.local, socket.remote) == (carrier.remote, carrier.local));
+                let Some(other_end) = other_end else { continue };
+                for process in self.host.processes.holders(self.host.sockets.holder(other_end)) {
+                    next.extend(self.all_of(process));
+                }
+            }
+            inside = next;
+        }
+        outside
+    }
+
+    fn all_of(&self, process: &Process) -> Vec<Carrier> {
+        self.established()
+            .filter(|socket| process.sockets.binary_search(&self.host.sockets.holder(socket)).is_ok())
+            .map(|socket| self.carrier(socket, process, Found::Tunnel))
+            .collect()
+    }
+
+    fn stays_here(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.host.own.contains(&address)
+    }
+
+    fn established(&self) -> impl Iterator<Item = &Socket> {
+        self.host.sockets.all.iter().filter(|socket| socket.protocol == 6 && socket.state == SocketState::Established)
+    }
+
+    fn carrier(&self, socket: &Socket, process: &Process, found: Found) -> Carrier {
+        Carrier {
+            local: socket.local,
+            remote: socket.remote,
+            direction: if has_listener(self.listeners, 6, socket.local) {
+                Direction::Inbound
+            } else {
+                Direction::Outbound
+            },
+            cookie: socket.cookie,
+            pid: process.pid,
+            program: process.program().unwrap_or(&process.comm).to_owned(),
+            found,
+        }
+    }
+}
+
+fn is_multiplexer(process: &Process) -> bool {
+    let program = process.program().unwrap_or_default();
+    matches!(program, "tmux" | "screen" | "zellij" | "dtach" | "abduco") || process.comm.starts_with("tmux")
+}
+
+fn is_ssh_server(process: &Process) -> bool {
+    matches!(process.program(), Some("sshd" | "sshd-session" | "dropbear"))
+}
+
+/// `client-address client-port server-address server-port` to (local, remote).
+fn parse_ssh_connection(text: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let mut words = text.split_ascii_whitespace();
+    let mut end = || -> Option<SocketAddr> {
+        // A link-local address may carry its interface.
+        let address = words.next()?.split('%').next()?.parse::<IpAddr>().ok()?.to_canonical();
+        Some(SocketAddr::new(address, words.next()?.parse().ok()?))
+    };
+    let remote = end()?;
+    let local = end()?;
+    Some((local, remote))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    const CLIENT: &str = "198.51.100.7:4000";
+    const SERVER: &str = "192.0.2.1:22";
+
+    fn socket(local: &str, remote: &str, inode: u32) -> Socket {
+        let remote: SocketAddr = remote.parse().unwrap();
+        Socket {
+            protocol: 6,
+            state: if remote.port() == 0 { SocketState::Listen } else { SocketState::Established },
+            local: local.parse().unwrap(),
+            remote,
+            interface: 0,
+            cookie: u64::from(inode),
+            inode,
+            uid: 0,
+        }
+    }
+
+    fn process(pid: u32, parent: u32, program: &str, sockets: &[u32]) -> Process {
+        Process {
+            pid,
+            parent,
+            comm: program.to_owned(),
+            exe: Some(format!("/usr/bin/{program}").into()),
+            sockets: sockets.to_vec(),
+            ..Process::default()
+        }
+    }
+
+    struct Scene {
+        processes: Vec<Process>,
+        sockets: Vec<Socket>,
+        unix_peers: HashMap<u32, u32>,
+    }
+
+    impl Scene {
+        fn session(&self, pid: u32, ssh_connection: Option<&str>) -> Session {
+            let own: HashSet<IpAddr> = ["192.0.2.1".parse().unwrap()].into();
+            let processes = Processes::from_list(self.processes.clone());
+            let sockets = Sockets { all: self.sockets.clone(), ..Sockets::default() };
+            let host = Host { processes: &processes, sockets: &sockets, unix_peers: &self.unix_peers, own: &own };
+            find(&host, pid, ssh_connection)
+        }
+    }
+
+    /// sshd (1) → sshd session (10) → bash (11) → sudo (12) → guard (13).
+    fn ssh() -> Scene {
+        Scene {
+            processes: vec![
+                process(1, 0, "sshd", &[100]),
+                process(10, 1, "sshd", &[101]),
+                process(11, 10, "bash", &[]),
+                process(12, 11, "sudo", &[]),
+                process(13, 12, "guard", &[]),
+            ],
+            sockets: vec![socket("0.0.0.0:22", "0.0.0.0:0", 100), socket(SERVER, CLIENT, 101)],
+            unix_peers: HashMap::new(),
+        }
+    }
+
+    #[test]
+    fn through_sudo_to_the_ssh_server() {
+        let session = ssh().session(13, None);
+        assert_eq!(session.carriers.len(), 1);
+        let carrier = &session.carriers[0];
+        assert_eq!((carrier.pid, carrier.direction, carrier.found), (10, Direction::Inbound, Found::Ancestor));
+        assert_eq!(carrier.remote, CLIENT.parse().unwrap());
+        assert_eq!(carrier.to_string(), "in tcp 198.51.100.7 -> 22 (sshd 10)");
+        assert!(session.carried_by(carrier.local, carrier.remote).is_some());
+    }
+
+    #[test]
+    fn the_console_has_none() {
+        let mut scene = ssh();
+        scene.processes[2].parent = 0;
+        assert!(!scene.session(13, None).is_remote());
+    }
+
+    #[test]
+    fn a_port_forward_of_the_session_is_not_the_session() {
+        let mut scene = ssh();
+        scene.processes[1].sockets.push(102);
+        scene.sockets.push(socket("192.0.2.1:50000", "203.0.113.9:443", 102));
+        let session = scene.session(13, None);
+        assert_eq!(session.carriers.len(), 1);
+        assert_eq!(session.carriers[0].remote, CLIENT.parse().unwrap());
+    }
+
+    #[test]
+    fn under_tmux_by_the_attached_client() {
+        let mut scene = ssh();
+        // The session runs `tmux attach` (20); the shell (31) belongs to the server (30), a child of init.
+        scene.processes.extend([
+            process(20, 11, "tmux", &[501]),
+            process(30, 1000, "tmux", &[502]),
+            process(31, 30, "bash", &[]),
+            process(32, 31, "guard", &[]),
+        ]);
+        scene.unix_peers = HashMap::from([(501, 502), (502, 501)]);
+        let session = scene.session(32, None);
+        assert_eq!(session.carriers.len(), 1);
+        assert_eq!(session.carriers[0].found, Found::Multiplexer);
+        assert_eq!(session.carriers[0].pid, 10);
+    }
+
+    #[test]
+    fn under_screen_by_its_terminal() {
+        let mut scene = ssh();
+        let mut client = process(20, 11, "screen", &[]);
+        client.tty = 34816;
+        let mut server = process(30, 1000, "screen", &[]);
+        server.terminals = vec![34816];
+        scene.processes.extend([client, server, process(31, 30, "guard", &[])]);
+        let session = scene.session(31, None);
+        assert_eq!(session.carriers.len(), 1);
+        assert_eq!(session.carriers[0].found, Found::Multiplexer);
+    }
+
+    #[test]
+    fn the_environment_counts_only_if_it_is_true_now() {
+        let mut scene = ssh();
+        scene.processes[2].parent = 0;
+        let carriers = scene.session(13, Some("198.51.100.7 4000 192.0.2.1 22")).carriers;
+        assert_eq!(carriers.len(), 1);
+        assert_eq!(carriers[0].found, Found::SshConnection);
+        assert!(!scene.session(13, Some("198.51.100.7 4001 192.0.2.1 22")).is_remote());
+        assert!(!scene.session(13, Some("nonsense")).is_remote());
+        scene.processes[1].exe = Some("/tmp/.x".into());
+        assert!(!scene.session(13, Some("198.51.100.7 4000 192.0.2.1 22")).is_remote());
+    }
+
+    #[test]
+    fn a_tunnel_is_followed_to_the_outside() {
+        let mut scene = ssh();
+        // The session comes in over loopback, from an agent (40) that dialled out.
+        scene.sockets[1] = socket("127.0.0.1:22", "127.0.0.1:4000", 101);
+        scene.sockets.push(socket("127.0.0.1:4000", "127.0.0.1:22", 401));
+        scene.sockets.push(socket("192.0.2.1:50001", "203.0.113.9:443", 402));
+        scene.processes.push(process(40, 1, "agent", &[401, 402]));
+        let session = scene.session(13, None);
+        assert_eq!(session.carriers.len(), 1);
+        assert_eq!(session.carriers[0].found, Found::Tunnel);
+        assert_eq!(session.carriers[0].direction, Direction::Outbound);
+        assert_eq!(session.carriers[0].remote, "203.0.113.9:443".parse().unwrap());
+    }
+}
