@@ -15,7 +15,8 @@ pub const NODE_WORDS: usize = 16;
 #[repr(C, align(64))]
 pub struct Node(pub [u32; NODE_WORDS]);
 
-/// The word of a question that a stage looks at. A chain of stages never goes back to an earlier word.
+/// The word of a question that a stage looks at. A chain of stages never goes back to an earlier word; only a root may
+/// look at the same word twice (its descriptor sends everything to a single line).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Word {
@@ -24,12 +25,13 @@ pub enum Word {
     Remote1 = 1,
     Remote2 = 2,
     Remote3 = 3,
-    /// The interface's class in this generation; 0: no rule names it.
-    Interface = 4,
-    /// The class of our own address; 0: no rule names it.
-    Local = 5,
     /// Protocol << 16 | port (or ICMP type << 8 | code; 0 for protocols without either).
-    Service = 6,
+    Service = 4,
+    /// The interface's class in this generation; 0: no rule names it. After the service, so that a context is asked
+    /// for only where the verdict on this very service depends on it.
+    Interface = 5,
+    /// The class of our own address; 0: no rule names it.
+    Local = 6,
     /// Kept for the local process, user, unit or container.
     Subject = 7,
 }
@@ -138,9 +140,11 @@ pub const fn root_node(direction: Direction, ipv6: bool) -> u32 {
 /// | 2 | shift: bucket of `x` = (x - first) >> shift; at most 2^20 buckets |
 /// | 3 | node of the index; 16 buckets a node, each an [`Entry`] |
 /// | 4 | node of the first line |
-/// | 5 | [`Target`] of values outside |
+/// | 5 | [`Target`] of values before the first |
+/// | 6 | [`Target`] of values after the last |
 ///
-/// The value classes of our own addresses (nodes 5 and 6) are the payload of an end without rule: class + 1, 0 none.
+/// Where first > last, the index is never read. The classes of our own addresses (nodes 5 and 6) are payloads of ends:
+/// 0 for an address that no rule names.
 pub struct Descriptor;
 
 impl Descriptor {
@@ -149,7 +153,8 @@ impl Descriptor {
     pub const SHIFT: usize = 2;
     pub const INDEX: usize = 3;
     pub const LINES: usize = 4;
-    pub const OUTSIDE: usize = 5;
+    pub const BELOW: usize = 5;
+    pub const ABOVE: usize = 6;
     pub const MAX_BUCKETS: u32 = 1 << 20;
 }
 
@@ -180,8 +185,12 @@ impl Entry {
 }
 
 /// Eight intervals: words 0-7 where each starts (inclusive, ascending), words 8-15 where each leads. An interval ends
-/// before the next one's start. The first line of a bucket starts at or before the bucket's first value; the first
-/// interval of a single-line stage starts at 0. Unused places repeat the last interval's target with start `u32::MAX`.
+/// before the next one's start. The first line of a bucket starts at or before the bucket's first value (neighbouring
+/// buckets share a line where both fit); the first interval of a single-line stage starts at 0. Unused places repeat
+/// the last interval's target with start `u32::MAX`.
+///
+/// A bucket never needs more than [`Entry::MAX_LINES`]: 2^20 buckets over 2^32 values leave 4,096 values to each, so at
+/// most 4,096 starts, and a bucket that does not fit into the line before it begins a line of its own.
 pub struct Line;
 
 impl Line {

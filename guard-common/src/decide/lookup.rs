@@ -51,7 +51,7 @@ impl Decision {
     }
 }
 
-/// Longest chain of stages: every word once.
+/// Longest chain of stages: each of the seven words in use once, and a root that sends everything to a line.
 const MAX_STAGES: u32 = 8;
 /// log2 of [`Entry::MAX_LINES`].
 const MAX_HALVINGS: u32 = 9;
@@ -99,9 +99,9 @@ fn follow<T: Tables + ?Sized>(tables: &T, mut at: Target, question: &Question) -
             1 => question.remote[1],
             2 => question.remote[2],
             3 => question.remote[3],
-            4 => question.subject.interface.ok_or(Stop::NeedsContext)?,
-            5 => question.subject.local.ok_or(Stop::NeedsContext)?,
-            6 => question.service,
+            4 => question.service,
+            5 => question.subject.interface.ok_or(Stop::NeedsContext)?,
+            6 => question.subject.local.ok_or(Stop::NeedsContext)?,
             _ => return Err(Stop::Fault),
         };
         at = stage(tables, at, word).ok_or(Stop::Fault)?;
@@ -118,26 +118,32 @@ fn stage<T: Tables + ?Sized>(tables: &T, at: Target, word: u32) -> Option<Target
     }
     let descriptor = &tables.node(node)?.0;
     let first = descriptor[Descriptor::FIRST];
-    if word < first || word > descriptor[Descriptor::LAST] {
-        return Some(Target(descriptor[Descriptor::OUTSIDE]));
+    if word < first {
+        return Some(Target(descriptor[Descriptor::BELOW]));
+    }
+    if word > descriptor[Descriptor::LAST] {
+        return Some(Target(descriptor[Descriptor::ABOVE]));
     }
     let bucket = (word - first) >> (descriptor[Descriptor::SHIFT] & 31);
     let lines = descriptor[Descriptor::LINES];
-    let index = descriptor[Descriptor::INDEX];
-    let entry = Entry(tables.node(index + (bucket >> 4))?.0[(bucket & 15) as usize]);
+    // Sums wrap: a table that was tampered with then leads to some node or to none, and never to a panic.
+    let index = descriptor[Descriptor::INDEX].wrapping_add(bucket >> 4);
+    let entry = Entry(tables.node(index)?.0[(bucket & 15) as usize]);
 
-    // Of the bucket's lines, the last that starts at or before the word: `low` always does, `high` never.
-    let mut low = lines + entry.first();
-    let mut high = low + entry.lines();
+    // Of the bucket's lines, the last that starts at or before the word.
+    let mut low = lines.wrapping_add(entry.first());
+    let mut count = entry.lines();
     for _ in 0..MAX_HALVINGS {
-        if high - low <= 1 {
+        if count <= 1 {
             break;
         }
-        let middle = low + ((high - low) >> 1);
+        let half = count >> 1;
+        let middle = low.wrapping_add(half);
         if tables.node(middle)?.0[0] <= word {
             low = middle;
+            count -= half;
         } else {
-            high = middle;
+            count = half;
         }
     }
     Some(in_line(&tables.node(low)?.0, word))
