@@ -1,4 +1,8 @@
 //! The way of a record: the kernel's flow tables (the truth) and its ring buffer (the doorbell) to lines that others
 //! can read.
 
+pub mod clock;
 pub mod community_id;
+pub mod eve;
+pub mod flow;
+pub mod sink;
