@@ -25,3 +25,18 @@ pub const COUNTERS: u32 = (Reason::SLOTS as u32) << 2;
 pub const fn counter_index(reason: Reason, direction: Direction, dropped: bool) -> u32 {
     (reason as u32) << 2 | (direction as u32) << 1 | dropped as u32
 }
+
+/// Index in the `LOST` array (per CPU, each a count): what could not be reported, though the verdict was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Lost {
+    /// Events for which the ring buffer had no room.
+    Events = 0,
+    /// [`super::EventKind::PacketDenied`] events held back: at most one a second and reason.
+    Suppressed = 1,
+    /// Entries that `OWNERS` did not take.
+    Owners = 2,
+}
+
+/// Elements of the `LOST` array.
+pub const LOST_SLOTS: u32 = 4;

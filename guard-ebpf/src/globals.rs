@@ -1,0 +1,21 @@
+//! What the loader sets before it loads the programs: constants to the verifier, which cuts what they switch off. So a
+//! helper that an older kernel lacks stands behind a switch and is never seen there.
+
+use aya_ebpf::Global;
+use guard_common::abi;
+
+/// [`guard_common::abi::VERSION`] of the object, for whoever looks at it from outside.
+#[unsafe(no_mangle)]
+pub static ABI_VERSION: Global<u32> = Global::new(abi::VERSION);
+
+/// `SO_NETNS_COOKIE` of guard's own network namespace.
+#[unsafe(no_mangle)]
+pub static NETNS_COOKIE: Global<u64> = Global::new(0);
+
+/// Jiffies a second.
+#[unsafe(no_mangle)]
+pub static HZ: Global<u32> = Global::new(250);
+
+/// [`abi::Features`].
+#[unsafe(no_mangle)]
+pub static FEATURES: Global<u32> = Global::new(0);

@@ -1,0 +1,4 @@
+//! One file a hook.
+
+mod clock;
+mod wire;
