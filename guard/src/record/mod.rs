@@ -6,3 +6,4 @@ pub mod community_id;
 pub mod eve;
 pub mod flow;
 pub mod sink;
+pub mod sweep;

@@ -1,0 +1,474 @@
+//! What becomes of flows, by looking at the kernel's tables from time to time: the doorbell may be lost, an entry may be
+//! evicted, and an end rings no bell at all.
+//!
+//! Pure: it is handed what the tables hold and says what to record and what to forget. Each flow gets one `Begin`, at
+//! most one `Cut` and one `End`.
+
+use std::collections::{HashMap, HashSet};
+
+use guard_common::{
+    Direction, Verdict,
+    abi::{Flow, TcpState},
+};
+
+use super::flow::{ICMP, ICMPV6, Key, TCP, UDP};
+
+const SECOND: u64 = 1_000_000_000;
+/// A closed connection is recorded as ended when nothing came for this long; its entry stays for its full lifetime, so
+/// that late packets still belong to it.
+const CLOSED_QUIET: u64 = 2 * SECOND;
+
+/// Both clocks of the programs, read together.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// Nanoseconds since boot.
+    pub boot_ns: u64,
+    /// As `bpf_jiffies64` gives them.
+    pub jiffies: u64,
+    /// Jiffies a second.
+    pub hz: u32,
+}
+
+impl Now {
+    /// Nanoseconds since a flow's last packet.
+    #[must_use]
+    pub fn idle(&self, flow: &Flow) -> u64 {
+        let jiffies = self.jiffies.saturating_sub(flow.last_seen);
+        jiffies.saturating_mul(SECOND / u64::from(self.hz.max(1)))
+    }
+
+    /// Boot time of a flow's last packet, to a jiffy.
+    #[must_use]
+    pub fn last_ns(&self, flow: &Flow) -> u64 {
+        self.boot_ns.saturating_sub(self.idle(flow))
+    }
+}
+
+/// How an end was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// TCP closed it.
+    Closed,
+    /// Nothing came for its lifetime.
+    Idle,
+    /// Gone from the table: what came after the last look is in the totals only.
+    Evicted,
+    /// Another flow with the same key took its place.
+    Replaced,
+}
+
+impl How {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Idle => "idle",
+            Self::Evicted => "evicted",
+            Self::Replaced => "replaced",
+        }
+    }
+}
+
+/// Something to record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// Its doorbell was lost (or it began while nobody listened).
+    Begin,
+    /// The same, of its cut.
+    Cut,
+    End(How),
+}
+
+/// One finding, with the flow as it was last seen.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    pub finding: Finding,
+    pub key: Key,
+    pub flow: Flow,
+    pub flow_id: u64,
+}
+
+/// What one look at the tables gave.
+#[derive(Debug, Default)]
+pub struct Findings {
+    pub found: Vec<Found>,
+    /// Entries whose time is over: to be deleted from the tables.
+    pub expired: Vec<Key>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    flow: Flow,
+    flow_id: u64,
+    /// Known from its doorbell only: `flow` holds little more than the first packet.
+    from_event: bool,
+    begun: bool,
+    cut: bool,
+    ended: bool,
+    /// Number of the look that saw it last.
+    seen: u64,
+}
+
+/// Packets and bytes of all flows that were ever seen, by packet direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum {
+    pub packets: [u64; 2],
+    pub bytes: [u64; 2],
+}
+
+impl Sum {
+    fn add(&mut self, flow: &Flow) {
+        for direction in 0..2 {
+            self.packets[direction] += flow.packets[direction];
+            self.bytes[direction] += flow.bytes[direction];
+        }
+    }
+}
+
+/// Every flow that is held, and the sum of those that are gone.
+#[derive(Debug, Default)]
+pub struct Tracker {
+    known: HashMap<Key, Known>,
+    look: u64,
+    gone: Sum,
+    /// Flows that earlier records have begun, by id; asked only for flows that are older than this process.
+    begun_before: HashSet<u64>,
+}
+
+impl Tracker {
+    /// `begun_before`: ids of flows whose beginning a former process has recorded.
+    #[must_use]
+    pub fn new(begun_before: HashSet<u64>) -> Self {
+        Self { begun_before, ..Self::default() }
+    }
+
+    /// The doorbell rang for a flow's beginning. `flow` is what the event tells of it. Returns the flow's id; `None`
+    /// where its beginning was recorded already.
+    pub fn began(&mut self, key: Key, flow: Flow) -> Option<u64> {
+        let known = self.known.entry(key).or_insert(Known {
+            flow,
+            flow_id: key.flow_id(flow.first_seen),
+            from_event: true,
+            begun: false,
+            cut: false,
+            ended: false,
+            seen: self.look,
+        });
+        if known.begun && known.flow.first_seen == flow.first_seen {
+            return None;
+        }
+        if known.begun && flow.first_seen > known.flow.first_seen {
+            // Another flow with this key. The table is looked at later, so the old one's end is told by then.
+            if !known.ended {
+                self.gone.add(&known.flow);
+            }
+            *known = Known {
+                flow,
+                flow_id: key.flow_id(flow.first_seen),
+                from_event: true,
+                begun: true,
+                cut: false,
+                ended: false,
+                seen: self.look,
+            };
+            return Some(known.flow_id);
+        }
+        known.begun = true;
+        known.flow.first_outcome = flow.first_outcome;
+        Some(known.flow_id)
+    }
+
+    /// The doorbell rang for a flow's cut. `None` where that was recorded already.
+    pub fn cut(&mut self, key: Key, flow: Flow) -> Option<u64> {
+        let known = self.known.entry(key).or_insert(Known {
+            flow,
+            flow_id: key.flow_id(flow.first_seen),
+            from_event: true,
+            begun: true,
+            cut: false,
+            ended: false,
+            seen: self.look,
+        });
+        if known.cut {
+            return None;
+        }
+        known.cut = true;
+        Some(known.flow_id)
+    }
+
+    /// One look: all that the tables hold now.
+    pub fn look(&mut self, held: impl IntoIterator<Item = (Key, Flow)>, now: &Now) -> Findings {
+        self.look += 1;
+        let mut findings = Findings::default();
+        for (key, flow) in held {
+            self.see(key, flow, now, &mut findings);
+        }
+        let look = self.look;
+        let gone = &mut self.gone;
+        self.known.retain(|key, known| {
+            // A doorbell may ring between the dump of the tables and now: one look's grace.
+            if known.seen + u64::from(known.from_event) >= look {
+                return true;
+            }
+            if !known.ended && known.begun {
+                findings.found.push(Found {
+                    finding: Finding::End(How::Evicted),
+                    key: *key,
+                    flow: known.flow,
+                    flow_id: known.flow_id,
+                });
+            }
+            gone.add(&known.flow);
+            false
+        });
+        findings
+    }
+
+    /// Sum over all flows ever seen: those that are gone, and those that are held.
+    #[must_use]
+    pub fn sum(&self) -> Sum {
+        let mut sum = self.gone;
+        self.known.values().for_each(|known| sum.add(&known.flow));
+        sum
+    }
+
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.known.len()
+    }
+
+    fn see(&mut self, key: Key, flow: Flow, now: &Now, findings: &mut Findings) {
+        let look = self.look;
+        let fresh = Known {
+            flow,
+            flow_id: key.flow_id(flow.first_seen),
+            from_event: false,
+            begun: false,
+            cut: false,
+            ended: false,
+            seen: look,
+        };
+        let begun_before = &self.begun_before;
+        let known = self.known.entry(key).or_insert_with(|| Known {
+            begun: begun_before.contains(&fresh.flow_id),
+            cut: flow.cut_generation != 0 && begun_before.contains(&fresh.flow_id),
+            ..fresh
+        });
+        let same = if known.from_event {
+            flow.first_seen <= known.flow.first_seen
+        } else {
+            flow.first_seen == known.flow.first_seen
+        };
+        if !same && flow.first_seen > known.flow.first_seen {
+            if known.begun && !known.ended {
+                findings.found.push(Found {
+                    finding: Finding::End(How::Replaced),
+                    key,
+                    flow: known.flow,
+                    flow_id: known.flow_id,
+                });
+            }
+            self.gone.add(&known.flow);
+            *known = fresh;
+        } else if known.seen == look && !known.from_event && total(&known.flow) > total(&flow) {
+            // It moved from one table to another while they were read; the fuller entry is the later one.
+            return;
+        }
+        known.flow = flow;
+        known.from_event = false;
+        known.seen = look;
+
+        let found = |finding, known: &Known| Found { finding, key, flow, flow_id: known.flow_id };
+        // Judged by a policy for the first time, not only tracked.
+        if !known.begun && flow.generation != 0 {
+            known.begun = true;
+            findings.found.push(found(Finding::Begin, known));
+        }
+        if flow.cut_generation != 0 && !known.cut {
+            known.cut = true;
+            findings.found.push(found(Finding::Cut, known));
+        }
+        let idle = now.idle(&flow);
+        let closed = flow.tcp == TcpState::TimeWait as u8 || flow.tcp == TcpState::Close as u8;
+        let over = idle >= lifetime(&key, &flow);
+        if !known.ended && (over || (closed && idle >= CLOSED_QUIET)) {
+            known.ended = true;
+            if known.begun {
+                findings.found.push(found(Finding::End(if closed { How::Closed } else { How::Idle }), known));
+            }
+        }
+        if over {
+            findings.expired.push(key);
+        }
+    }
+}
+
+fn total(flow: &Flow) -> u64 {
+    flow.packets[0] + flow.packets[1]
+}
+
+/// How long a flow is kept after its last packet, in nanoseconds: conntrack's defaults
+/// (Documentation/networking/nf_conntrack-sysctl.rst).
+#[must_use]
+pub fn lifetime(key: &Key, flow: &Flow) -> u64 {
+    let answered = flow.flags & Flow::ANSWERED != 0;
+    if flow.outcome.verdict() == Verdict::Deny {
+        // Long enough that a client's retries belong to one record.
+        return 120 * SECOND;
+    }
+    SECOND
+        * match key.protocol() {
+            TCP => match flow.tcp {
+                s if s == TcpState::SynSent as u8 => 120,
+                s if s == TcpState::SynReceived as u8 => 60,
+                s if s == TcpState::Established as u8 => 432_000,
+                s if s == TcpState::FinWait as u8 => 120,
+                s if s == TcpState::CloseWait as u8 => 60,
+                s if s == TcpState::LastAck as u8 => 30,
+                s if s == TcpState::TimeWait as u8 => 120,
+                s if s == TcpState::Close as u8 => 10,
+                _ => 300,
+            },
+            UDP | 136 if answered => 120,
+            UDP | 136 | ICMP | ICMPV6 => 30,
+            _ => 600,
+        }
+}
+
+/// The direction that a flow's value names.
+#[must_use]
+pub const fn direction(flow: &Flow) -> Direction {
+    Direction::from_u8(flow.direction)
+}
+
+#[cfg(test)]
+mod tests {
+    use guard_common::{Reason, decide::Outcome};
+
+    use super::*;
+
+    fn key(port: u16) -> Key {
+        Key::new(TCP, "203.0.113.9".parse().unwrap(), port, "192.0.2.1".parse().unwrap(), 40000, 0).unwrap()
+    }
+
+    fn flow(first_seen: u64, packets: u64) -> Flow {
+        Flow {
+            generation: 1,
+            outcome: Outcome::new(Reason::RuleAllow, 0),
+            first_seen,
+            last_seen: 1000,
+            tcp: TcpState::Established as u8,
+            packets: [0, packets],
+            bytes: [0, packets * 100],
+            ..Flow::default()
+        }
+    }
+
+    fn at(jiffies: u64) -> Now {
+        Now { boot_ns: jiffies * 4_000_000, jiffies, hz: 250 }
+    }
+
+    fn kinds(findings: &Findings) -> Vec<Finding> {
+        findings.found.iter().map(|found| found.finding).collect()
+    }
+
+    #[test]
+    fn a_doorbell_and_the_table_give_one_beginning() {
+        let mut tracker = Tracker::default();
+        let id = tracker.began(key(1), flow(5, 1)).unwrap();
+        assert_eq!(tracker.began(key(1), flow(5, 1)), None);
+        let findings = tracker.look([(key(1), flow(5, 3))], &at(1000));
+        assert_eq!(kinds(&findings), []);
+        assert_eq!(tracker.sum().packets, [0, 3]);
+        // Gone from the table: an end with what was seen last.
+        let findings = tracker.look([], &at(1000));
+        assert_eq!(kinds(&findings), [Finding::End(How::Evicted)]);
+        assert_eq!((findings.found[0].flow_id, findings.found[0].flow.packets), (id, [0, 3]));
+        assert_eq!(tracker.sum().packets, [0, 3]);
+        assert_eq!(tracker.held(), 0);
+    }
+
+    #[test]
+    fn a_lost_doorbell_is_made_good() {
+        let mut tracker = Tracker::default();
+        let findings = tracker.look([(key(1), flow(5, 3))], &at(1000));
+        assert_eq!(kinds(&findings), [Finding::Begin]);
+        assert_eq!(kinds(&tracker.look([(key(1), flow(5, 4))], &at(1000))), []);
+        let mut cut = flow(5, 4);
+        cut.cut_generation = 2;
+        assert_eq!(kinds(&tracker.look([(key(1), cut)], &at(1000))), [Finding::Cut]);
+        assert_eq!(kinds(&tracker.look([(key(1), cut)], &at(1000))), []);
+        assert_eq!(tracker.cut(key(1), cut), None);
+    }
+
+    #[test]
+    fn a_doorbell_that_comes_after_the_dump_waits_for_the_next_look() {
+        let mut tracker = Tracker::default();
+        tracker.began(key(1), flow(5, 1));
+        assert_eq!(kinds(&tracker.look([], &at(1000))), []);
+        assert_eq!(kinds(&tracker.look([], &at(1000))), [Finding::End(How::Evicted)]);
+    }
+
+    #[test]
+    fn a_flow_that_is_only_tracked_has_no_beginning_yet() {
+        let mut tracker = Tracker::default();
+        let mut tracked = flow(5, 1);
+        tracked.generation = 0;
+        assert_eq!(kinds(&tracker.look([(key(1), tracked)], &at(1000))), []);
+        // Judged later than it was first seen: the event's time is the judgement's.
+        let id = tracker.began(key(1), flow(9, 1)).unwrap();
+        assert_eq!(id, key(1).flow_id(5));
+        assert_eq!(kinds(&tracker.look([(key(1), flow(5, 2))], &at(1000))), []);
+    }
+
+    #[test]
+    fn an_event_of_a_tracked_flow_that_no_look_saw_is_the_same_flow() {
+        let mut tracker = Tracker::default();
+        let id = tracker.began(key(1), flow(9, 1)).unwrap();
+        assert_eq!(kinds(&tracker.look([(key(1), flow(5, 2))], &at(1000))), []);
+        let findings = tracker.look([], &at(1000));
+        assert_eq!(findings.found[0].flow_id, id);
+    }
+
+    #[test]
+    fn idle_and_closed_flows_end_once_and_are_deleted_when_their_time_is_over() {
+        let mut tracker = Tracker::default();
+        tracker.began(key(1), flow(5, 1));
+        let mut closed = flow(5, 9);
+        closed.tcp = TcpState::TimeWait as u8;
+        let findings = tracker.look([(key(1), closed)], &at(1000 + 250 * 2));
+        assert_eq!(kinds(&findings), [Finding::End(How::Closed)]);
+        assert!(findings.expired.is_empty());
+        let findings = tracker.look([(key(1), closed)], &at(1000 + 250 * 120));
+        assert_eq!(kinds(&findings), []);
+        assert_eq!(findings.expired, [key(1)]);
+
+        let findings = tracker.look([(key(2), flow(5, 1))], &at(1000 + 250 * 432_000));
+        assert_eq!(kinds(&findings), [Finding::Begin, Finding::End(How::Idle)]);
+        assert_eq!(findings.expired, [key(2)]);
+    }
+
+    #[test]
+    fn a_new_flow_in_an_old_ones_place() {
+        let mut tracker = Tracker::default();
+        tracker.look([(key(1), flow(5, 3))], &at(1000));
+        let findings = tracker.look([(key(1), flow(7, 2))], &at(1000));
+        assert_eq!(kinds(&findings), [Finding::End(How::Replaced), Finding::Begin]);
+        assert_eq!(tracker.sum().packets, [0, 5]);
+        assert!(tracker.began(key(1), flow(8, 1)).is_some());
+        assert_eq!(tracker.sum().packets, [0, 6]);
+    }
+
+    #[test]
+    fn what_a_former_process_recorded_does_not_begin_again() {
+        let mut tracker = Tracker::new(HashSet::from([key(1).flow_id(5)]));
+        assert_eq!(kinds(&tracker.look([(key(1), flow(5, 3)), (key(2), flow(6, 1))], &at(1000))), [Finding::Begin]);
+    }
+
+    #[test]
+    fn an_entry_seen_in_two_tables_counts_once() {
+        let mut tracker = Tracker::default();
+        tracker.look([(key(1), flow(5, 3)), (key(1), flow(5, 2))], &at(1000));
+        assert_eq!(tracker.sum().packets, [0, 3]);
+    }
+}
