@@ -8,6 +8,7 @@ mod globals;
 mod hooks;
 mod maps;
 
+
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

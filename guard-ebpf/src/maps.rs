@@ -21,8 +21,9 @@ const TABLE_FLAGS: usize = (BPF_F_INNER_MAP | BPF_F_RDONLY_PROG | BPF_F_MMAPABLE
 
 /// Template of a generation's nodes.
 pub type Table = btf_maps::Array<Node, 1, TABLE_FLAGS>;
-/// Template of a generation's rule counters, by rule number.
-pub type RuleCounters = btf_maps::PerCpuArray<RuleCounter, 1, { BPF_F_INNER_MAP as usize }>;
+/// Template of a generation's rule counters, by rule number. Not per CPU: the kernel gives only plain arrays the flag
+/// that lets each inner map have its own size. One flow counts once, so a locked add costs little.
+pub type RuleCounters = btf_maps::Array<RuleCounter, 1, { BPF_F_INNER_MAP as usize }>;
 
 #[map]
 pub static STATE: Array<State> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -31,7 +32,7 @@ pub static STATE: Array<State> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[btf_map]
 pub static TABLES: ArrayOfMaps<Table, { Slot::TABLES }> = ArrayOfMaps::new();
 
-/// By slot. Elements are per CPU.
+/// By slot.
 #[btf_map]
 pub static RULE_COUNTERS: ArrayOfMaps<RuleCounters, { Slot::TABLES }> = ArrayOfMaps::new();
 

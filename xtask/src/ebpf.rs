@@ -32,7 +32,9 @@ enum Kind {
     Nightly,
 }
 
+/// The programs, and those that only tests and benches load.
 const OBJECT: &str = "guard/ebpf/guard.bpf.o";
+const PROBE: &str = "tests/ebpf/probe.bpf.o";
 const MANIFEST: &str = "guard/ebpf/manifest.json";
 const TARGET: &str = "bpfel-unknown-none";
 const LINKER_VERSION: &str = "0.13.0";
@@ -68,17 +70,25 @@ pub fn run(args: &Args) -> Result<()> {
 
     if args.check {
         let stage = tempfile::tempdir()?;
-        let object = build(repository, stage.path(), &toolchain, &linker)?;
-        let manifest = Manifest::describe(repository, &object, &toolchain, &linker)?;
-        return check(repository, &object, &manifest);
+        let built = build(repository, stage.path(), &toolchain, &linker)?;
+        let manifest = Manifest::describe(repository, &built, &toolchain, &linker)?;
+        return check(repository, &built, &manifest);
     }
-    let object = build(repository, &repository.join("target/ebpf"), &toolchain, &linker)?;
-    let manifest = Manifest::describe(repository, &object, &toolchain, &linker)?;
-    fs::create_dir_all(repository.join("guard/ebpf"))?;
-    fs::write(repository.join(OBJECT), &object)?;
+    let built = build(repository, &repository.join("target/ebpf"), &toolchain, &linker)?;
+    let manifest = Manifest::describe(repository, &built, &toolchain, &linker)?;
+    for (path, bytes) in [(OBJECT, &built.object), (PROBE, &built.probe)] {
+        let path = repository.join(path);
+        fs::create_dir_all(path.parent().context("an object without directory")?)?;
+        fs::write(path, bytes)?;
+    }
     fs::write(repository.join(MANIFEST), serde_json::to_string_pretty(&manifest)? + "\n")?;
-    println!("{OBJECT}: {} bytes, {}", object.len(), manifest.object_sha256);
+    println!("{OBJECT}: {} bytes, {}", built.object.len(), manifest.object_sha256);
     Ok(())
+}
+
+struct Built {
+    object: Vec<u8>,
+    probe: Vec<u8>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,16 +96,18 @@ struct Manifest {
     /// See `guard/build_support/sources.rs`.
     sources_sha256: String,
     object_sha256: String,
+    probe_sha256: String,
     target: String,
     rustc: String,
     bpf_linker: String,
 }
 
 impl Manifest {
-    fn describe(repository: &Path, object: &[u8], toolchain: &Toolchain, linker: &Linker) -> Result<Self> {
+    fn describe(repository: &Path, built: &Built, toolchain: &Toolchain, linker: &Linker) -> Result<Self> {
         Ok(Self {
             sources_sha256: sources::hash(repository)?,
-            object_sha256: sources::hash_bytes(object),
+            object_sha256: sources::hash_bytes(&built.object),
+            probe_sha256: sources::hash_bytes(&built.probe),
             target: TARGET.to_owned(),
             rustc: toolchain.version.clone(),
             bpf_linker: linker.version.clone(),
@@ -103,7 +115,7 @@ impl Manifest {
     }
 }
 
-fn check(repository: &Path, object: &[u8], manifest: &Manifest) -> Result<()> {
+fn check(repository: &Path, built: &Built, manifest: &Manifest) -> Result<()> {
     let committed: Manifest = serde_json::from_slice(&fs::read(repository.join(MANIFEST))?).context(MANIFEST)?;
     if committed.sources_sha256 != manifest.sources_sha256 {
         bail!("{MANIFEST} is of other sources. Run: cargo xtask ebpf");
@@ -117,21 +129,26 @@ fn check(repository: &Path, object: &[u8], manifest: &Manifest) -> Result<()> {
             manifest.bpf_linker
         );
     }
-    let there = fs::read(repository.join(OBJECT))?;
-    if there != object || committed != *manifest {
-        let place = there.iter().zip(object).position(|(a, b)| a != b).unwrap_or(there.len().min(object.len()));
-        bail!(
-            "{OBJECT} ({} bytes) is not what its sources give ({} bytes): first difference at byte {place}",
-            there.len(),
-            object.len()
-        );
+    for (path, bytes) in [(OBJECT, &built.object), (PROBE, &built.probe)] {
+        let there = fs::read(repository.join(path)).context(path)?;
+        if there != *bytes {
+            let place = there.iter().zip(bytes).position(|(a, b)| a != b).unwrap_or(there.len().min(bytes.len()));
+            bail!(
+                "{path} ({} bytes) is not what its sources give ({} bytes): first difference at byte {place}",
+                there.len(),
+                bytes.len()
+            );
+        }
+    }
+    if committed != *manifest {
+        bail!("{MANIFEST} does not describe the objects beside it. Run: cargo xtask ebpf");
     }
     println!("{OBJECT} is, byte for byte, what its sources give ({})", manifest.object_sha256);
     Ok(())
 }
 
-/// Builds in `stage` and returns the object.
-fn build(repository: &Path, stage: &Path, toolchain: &Toolchain, linker: &Linker) -> Result<Vec<u8>> {
+/// Builds in `stage`.
+fn build(repository: &Path, stage: &Path, toolchain: &Toolchain, linker: &Linker) -> Result<Built> {
     let workspace = stage.join("stage");
     if workspace.exists() {
         fs::remove_dir_all(&workspace)?;
@@ -162,7 +179,8 @@ fn build(repository: &Path, stage: &Path, toolchain: &Toolchain, linker: &Linker
     if !status.success() {
         bail!("the eBPF programs do not build");
     }
-    Ok(fs::read(target.join(TARGET).join("release/guard"))?)
+    let release = target.join(TARGET).join("release");
+    Ok(Built { object: fs::read(release.join("guard"))?, probe: fs::read(release.join("probe"))? })
 }
 
 /// Paths of this machine, and what stands for them in the object. Later ones win over earlier ones.

@@ -10,7 +10,8 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// Per CPU, in the active generation's rule counters, indexed by rule number: how often it decided a flow.
+/// In a generation's inner map of `RULE_COUNTERS` (a plain array with `BPF_F_INNER_MAP`, not per CPU), indexed by rule
+/// number: how many flows it decided.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct RuleCounter {
