@@ -53,8 +53,7 @@ impl Programs {
         let table = create_array(BPF_MAP_TYPE_ARRAY, size_of::<Node>(), nodes.len() as u32, TABLE_FLAGS)?;
         update_batch(table.as_fd(), nodes)?;
         set_inner(self.map("TABLES")?, slot, table.as_fd())?;
-        let counters =
-            create_array(BPF_MAP_TYPE_ARRAY, size_of::<RuleCounter>(), rules.max(1), BPF_F_INNER_MAP)?;
+        let counters = create_array(BPF_MAP_TYPE_ARRAY, size_of::<RuleCounter>(), rules.max(1), BPF_F_INNER_MAP)?;
         set_inner(self.map("RULE_COUNTERS")?, slot, counters.as_fd())?;
         self.tables.push(table);
         self.tables.push(counters);
