@@ -33,7 +33,7 @@ fn main() -> Result<()> {
     let kind = match program.section {
         ProgramSection::SchedClassifier => 3,
         ProgramSection::Xdp { .. } => 6,
-        ProgramSection::CgroupSkb { .. } | ProgramSection::CgroupSkbIngress | ProgramSection::CgroupSkbEgress => 8,
+        ProgramSection::CgroupSkb { .. } => 8,
         ProgramSection::CgroupSockAddr { .. } => 18,
         ProgramSection::CgroupSockopt { .. } => 25,
         ref other => anyhow::bail!("{other:?} is not handled here"),
