@@ -312,6 +312,10 @@ mod tests {
         }
     }
 
+    fn all_of(all: Vec<Socket>) -> Sockets {
+        Sockets { all, ..Sockets::default() }
+    }
+
     fn network(own: &HashSet<IpAddr>) -> Network<'_> {
         Network { own, guarded: &|index| index == 7 }
     }
@@ -319,8 +323,7 @@ mod tests {
     #[test]
     fn sockets_are_flows_with_a_direction() {
         let own = HashSet::from(["192.0.2.1".parse().unwrap()]);
-        let mut sockets = Sockets::default();
-        sockets.all = vec![
+        let sockets = all_of(vec![
             socket(SocketState::Listen, 6, "0.0.0.0:22", "0.0.0.0:0", 1),
             socket(SocketState::Established, 6, "192.0.2.1:22", "198.51.100.7:4000", 2),
             socket(SocketState::Established, 6, "192.0.2.1:40000", "203.0.113.9:443", 3),
@@ -328,7 +331,7 @@ mod tests {
             socket(SocketState::TimeWait, 6, "192.0.2.1:40002", "203.0.113.9:443", 0),
             socket(SocketState::Established, 17, "192.0.2.1:40003", "192.0.2.53:53", 5),
             socket(SocketState::Close, 17, "0.0.0.0:53", "0.0.0.0:0", 6),
-        ];
+        ]);
         let processes = Processes::from_list(vec![Process {
             pid: 10,
             comm: "sshd".to_owned(),
@@ -347,8 +350,7 @@ mod tests {
     #[test]
     fn an_interface_that_is_not_guarded_has_no_flows() {
         let own = HashSet::new();
-        let mut sockets = Sockets::default();
-        sockets.all = vec![socket(SocketState::Established, 6, "172.17.0.1:22", "172.17.0.2:4000", 2)];
+        let mut sockets = all_of(vec![socket(SocketState::Established, 6, "172.17.0.1:22", "172.17.0.2:4000", 2)]);
         sockets.all[0].interface = 9;
         assert!(of_sockets(&sockets, &Processes::default(), &network(&own), &mut Routes::default()).is_empty());
     }
@@ -384,8 +386,7 @@ mod tests {
     #[test]
     fn one_flow_from_several_sources_stands_once() {
         let own = HashSet::new();
-        let mut sockets = Sockets::default();
-        sockets.all = vec![socket(SocketState::Established, 6, "192.0.2.1:9000", "203.0.113.9:443", 3)];
+        let sockets = all_of(vec![socket(SocketState::Established, 6, "192.0.2.1:9000", "203.0.113.9:443", 3)]);
         let by_socket = of_sockets(&sockets, &Processes::default(), &network(&own), &mut Routes::default());
         let flow = Flow { direction: Direction::Inbound as u8, ifindex: 7, generation: 0, ..Flow::default() };
         let by_table = of_tables([(by_socket[0].key, flow)]);

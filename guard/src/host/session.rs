@@ -93,6 +93,8 @@ pub struct Host<'a> {
 
 /// How many connections inside this host are followed from a terminal to the outside.
 const MAX_TUNNELS: usize = 8;
+/// How many multiplexers may run inside one another.
+const MAX_NESTED: usize = 4;
 
 /// Finds the connection behind process `pid`. `ssh_connection` is that variable of its environment, if set.
 #[must_use]
@@ -101,7 +103,7 @@ pub fn find(host: &Host<'_>, pid: u32, ssh_connection: Option<&str>) -> Session 
     let search = Search { host, listeners: &listeners, hint: ssh_connection.and_then(parse_ssh_connection) };
     let mut carriers = search.behind(pid, Found::Ancestor);
     if carriers.is_empty() {
-        carriers = search.behind_multiplexer(pid);
+        carriers = search.behind_multiplexer(pid, MAX_NESTED);
     }
     if carriers.is_empty() {
         carriers = search.by_environment();
@@ -146,7 +148,10 @@ impl Search<'_> {
     }
 
     /// tmux and screen detach their server from the session: its clients' terminals, which it has open, lead back.
-    fn behind_multiplexer(&self, pid: u32) -> Vec<Carrier> {
+    fn behind_multiplexer(&self, pid: u32, depth: usize) -> Vec<Carrier> {
+        if depth == 0 {
+            return Vec::new();
+        }
         let processes = self.host.processes;
         let Some(server) = processes.ancestors(pid).skip(1).find(|process| is_multiplexer(process)) else {
             return Vec::new();
@@ -163,7 +168,11 @@ impl Search<'_> {
         clients.retain(|client| *client != server.pid);
         let mut carriers: Vec<Carrier> = Vec::new();
         for client in clients {
-            for carrier in self.behind(client, Found::Multiplexer) {
+            let mut behind = self.behind(client, Found::Multiplexer);
+            if behind.is_empty() {
+                behind = self.behind_multiplexer(client, depth - 1);
+            }
+            for carrier in behind {
                 if !carriers.contains(&carrier) {
                     carriers.push(carrier);
                 }

@@ -1,0 +1,3 @@
+//! The run loop and what it keeps.
+
+pub mod state_dir;

@@ -1,0 +1,402 @@
+//! The state directory of an instance: the policy in force with all its files, the one before it, and the records.
+//!
+//! ```text
+//! active/        the policy that was published last: manifest.json, and every file of it under files/
+//! previous/      the one before it: what a rollback returns to
+//! flows.jsonl    records
+//! control.sock   the daemon's socket
+//! lock           held by whoever changes the policy
+//! daemon.lock    held while a daemon runs
+//! ```
+//!
+//! Files of a policy lie under `files/` by their absolute path, so that what they name relative to themselves is found.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    path::{Component, Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+/// Where instances keep their state unless told otherwise.
+pub const DEFAULT_ROOT: &str = "/var/lib/guard";
+
+/// Format of `manifest.json`.
+const VERSION: u32 = 1;
+
+/// What was published.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub version: u32,
+    pub name: String,
+    /// Hex.
+    pub sha256: String,
+    pub generation: u32,
+    /// The file that `run` or `reload` was given; SIGHUP and `reload` without a file read it again.
+    pub source: PathBuf,
+    /// Forced to audit mode by `--audit`.
+    pub audit: bool,
+    /// Unix time in nanoseconds, as text: JSON numbers are not exact that far.
+    pub published: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("{what} {path}: {source}")]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("{path} belongs to user {owner}, or others can write it: make it root's own (chown root, chmod 0700)")]
+    Unsafe { path: PathBuf, owner: u32 },
+    #[error("{path} is damaged: {source}")]
+    Damaged { path: PathBuf, source: serde_json::Error },
+    #[error("{path} is of format {found}; this guard knows {VERSION}")]
+    Version { path: PathBuf, found: u32 },
+    #[error("another guard command is changing this instance; try again when it is done")]
+    Busy,
+}
+
+/// An instance's directory, which exists and only its owner can write.
+#[derive(Clone, Debug)]
+pub struct StateDir {
+    path: PathBuf,
+}
+
+/// Held as long as this lives.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+/// Which of the kept policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    Active,
+    Previous,
+    /// Written, but not published yet.
+    Next,
+}
+
+impl Kept {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Previous => "previous",
+            Self::Next => "next",
+        }
+    }
+}
+
+impl StateDir {
+    /// `/var/lib/guard/<instance>`, or what was asked for.
+    #[must_use]
+    pub fn default_path(instance: &str) -> PathBuf {
+        Path::new(DEFAULT_ROOT).join(instance)
+    }
+
+    /// Makes it where it is missing; refuses one that somebody else could have filled.
+    pub fn create(path: &Path) -> Result<Self, StateError> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|source| io_error("cannot make", path, source))?;
+        Self::open(path)
+    }
+
+    /// One that must be there.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        let metadata = fs::metadata(path).map_err(|source| io_error("cannot use", path, source))?;
+        let safe = metadata.uid() == nix::unistd::geteuid().as_raw() && metadata.permissions().mode() & 0o022 == 0;
+        if !safe {
+            return Err(StateError::Unsafe { path: path.to_owned(), owner: metadata.uid() });
+        }
+        let path = fs::canonicalize(path).map_err(|source| io_error("cannot use", path, source))?;
+        Ok(Self { path })
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    #[must_use]
+    pub fn records(&self) -> PathBuf {
+        self.path.join("flows.jsonl")
+    }
+
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.path.join("control.sock")
+    }
+
+    /// For one change of the policy; refused while another goes on.
+    pub fn lock(&self) -> Result<Lock, StateError> {
+        self.try_lock("lock")?.ok_or(StateError::Busy)
+    }
+
+    /// For the daemon's life; `None`: one runs already.
+    pub fn lock_daemon(&self) -> Result<Option<Lock>, StateError> {
+        self.try_lock("daemon.lock")
+    }
+
+    /// Whether a daemon runs now.
+    pub fn daemon_runs(&self) -> Result<bool, StateError> {
+        Ok(self.lock_daemon()?.is_none())
+    }
+
+    fn try_lock(&self, name: &str) -> Result<Option<Lock>, StateError> {
+        let path = self.path.join(name);
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&path)
+            .map_err(|source| io_error("cannot open", &path, source))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => Ok(Some(Lock { _file: file })),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(io_error("cannot lock", &path, errno.into())),
+        }
+    }
+
+    /// What is kept there; `None` where nothing is.
+    pub fn manifest(&self, kept: Kept) -> Result<Option<Manifest>, StateError> {
+        let path = self.path.join(kept.name()).join("manifest.json");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(io_error("cannot read", &path, source)),
+        };
+        let manifest: Manifest =
+            serde_json::from_str(&text).map_err(|source| StateError::Damaged { path: path.clone(), source })?;
+        if manifest.version != VERSION {
+            return Err(StateError::Version { path, found: manifest.version });
+        }
+        Ok(Some(manifest))
+    }
+
+    /// The copy of the policy's first file.
+    #[must_use]
+    pub fn policy_file(&self, kept: Kept, manifest: &Manifest) -> PathBuf {
+        mirrored(&self.path.join(kept.name()).join("files"), &manifest.source)
+    }
+
+    /// Copies a policy's files to `next/`. They become `active/` by [`Self::promote`], once they are published.
+    pub fn prepare(&self, manifest: &Manifest, files: &[PathBuf]) -> Result<(), StateError> {
+        let next = self.path.join(Kept::Next.name());
+        remove(&next)?;
+        for file in files {
+            let target = mirrored(&next.join("files"), file);
+            let parent = target.parent().unwrap_or(&next);
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(parent)
+                .map_err(|source| io_error("cannot make", parent, source))?;
+            copy(file, &target)?;
+        }
+        self.write_manifest(Kept::Next, manifest)
+    }
+
+    /// `next/` becomes `active/`, `active/` becomes `previous/`. `manifest` with the generation that was published.
+    pub fn promote(&self, manifest: &Manifest) -> Result<(), StateError> {
+        self.write_manifest(Kept::Next, manifest)?;
+        remove(&self.path.join(Kept::Previous.name()))?;
+        self.rename(Kept::Active, Kept::Previous)?;
+        self.rename(Kept::Next, Kept::Active)
+    }
+
+    /// After a rollback: `previous/` becomes `active/` again; without one nothing is active.
+    pub fn roll_back(&self) -> Result<(), StateError> {
+        remove(&self.path.join(Kept::Active.name()))?;
+        self.rename(Kept::Previous, Kept::Active)
+    }
+
+    /// After a release: nothing is active.
+    pub fn forget(&self) -> Result<(), StateError> {
+        for kept in [Kept::Next, Kept::Previous, Kept::Active] {
+            remove(&self.path.join(kept.name()))?;
+        }
+        Ok(())
+    }
+
+    fn write_manifest(&self, kept: Kept, manifest: &Manifest) -> Result<(), StateError> {
+        let directory = self.path.join(kept.name());
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)
+            .map_err(|source| io_error("cannot make", &directory, source))?;
+        let (draft, path) = (directory.join("manifest.json.new"), directory.join("manifest.json"));
+        let text =
+            serde_json::to_vec_pretty(manifest).map_err(|source| StateError::Damaged { path: path.clone(), source })?;
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&draft)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&draft, &path)
+        };
+        write().map_err(|source| io_error("cannot write", &path, source))
+    }
+
+    fn rename(&self, from: Kept, to: Kept) -> Result<(), StateError> {
+        let (from, to) = (self.path.join(from.name()), self.path.join(to.name()));
+        match fs::rename(&from, &to) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("cannot rename", &from, error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `/etc/guard/a.yaml` under `root` is `root/etc/guard/a.yaml`; what climbs above the root stays there.
+fn mirrored(root: &Path, file: &Path) -> PathBuf {
+    let mut target = root.to_owned();
+    let mut depth = 0usize;
+    for component in file.components() {
+        match component {
+            Component::Normal(name) => {
+                target.push(name);
+                depth += 1;
+            }
+            Component::ParentDir if depth > 0 => {
+                target.pop();
+                depth -= 1;
+            }
+            Component::ParentDir | Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    target
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), StateError> {
+    let mut source = File::open(from).map_err(|source| io_error("cannot read", from, source))?;
+    let mut target = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(to)
+        .map_err(|source| io_error("cannot write", to, source))?;
+    io::copy(&mut source, &mut target).map_err(|source| io_error("cannot write", to, source))?;
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<(), StateError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("cannot remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+fn io_error(what: &'static str, path: &Path, source: io::Error) -> StateError {
+    StateError::Io { what, path: path.to_owned(), source }
+}
+
+impl Manifest {
+    #[must_use]
+    pub fn new(
+        name: String,
+        sha256: String,
+        generation: u32,
+        source: PathBuf,
+        audit: bool,
+        published_unix_ns: i128,
+    ) -> Self {
+        Self { version: VERSION, name, sha256, generation, source, audit, published: published_unix_ns.to_string() }
+    }
+
+    /// Unix time in nanoseconds.
+    #[must_use]
+    pub fn published_ns(&self) -> i128 {
+        self.published.parse().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(source: &Path, generation: u32) -> Manifest {
+        Manifest::new("web".to_owned(), "00ff".to_owned(), generation, source.to_owned(), false, 5)
+    }
+
+    #[test]
+    fn a_policy_and_the_one_before_it_are_kept_with_all_their_files() {
+        let home = tempfile::tempdir().unwrap();
+        fs::create_dir(home.path().join("lists")).unwrap();
+        let (policy, list) = (home.path().join("policy.yaml"), home.path().join("lists/mirrors.txt"));
+        fs::write(&list, "192.0.2.1\n").unwrap();
+        let state = StateDir::create(&home.path().join("state")).unwrap();
+        assert_eq!(state.manifest(Kept::Active).unwrap(), None);
+
+        for (generation, text) in [(1, "one"), (2, "two")] {
+            fs::write(&policy, text).unwrap();
+            let manifest = manifest(&policy, generation);
+            state.prepare(&manifest, &[policy.clone(), list.clone()]).unwrap();
+            state.promote(&manifest).unwrap();
+        }
+        let active = state.manifest(Kept::Active).unwrap().unwrap();
+        assert_eq!(active.generation, 2);
+        let copy = state.policy_file(Kept::Active, &active);
+        assert_eq!(fs::read_to_string(&copy).unwrap(), "two");
+        assert_eq!(fs::read_to_string(copy.with_file_name("lists/mirrors.txt")).unwrap(), "192.0.2.1\n");
+
+        state.roll_back().unwrap();
+        let active = state.manifest(Kept::Active).unwrap().unwrap();
+        assert_eq!((active.generation, state.manifest(Kept::Previous).unwrap()), (1, None));
+        assert_eq!(fs::read_to_string(state.policy_file(Kept::Active, &active)).unwrap(), "one");
+        state.roll_back().unwrap();
+        assert_eq!(state.manifest(Kept::Active).unwrap(), None);
+    }
+
+    #[test]
+    fn what_was_only_prepared_is_not_active() {
+        let home = tempfile::tempdir().unwrap();
+        let policy = home.path().join("policy.yaml");
+        fs::write(&policy, "x").unwrap();
+        let state = StateDir::create(&home.path().join("state")).unwrap();
+        state.prepare(&manifest(&policy, 1), std::slice::from_ref(&policy)).unwrap();
+        assert_eq!(state.manifest(Kept::Active).unwrap(), None);
+        state.forget().unwrap();
+        assert_eq!(state.manifest(Kept::Next).unwrap(), None);
+    }
+
+    #[test]
+    fn locks_are_exclusive_and_end_with_their_holder() {
+        let home = tempfile::tempdir().unwrap();
+        let state = StateDir::create(home.path()).unwrap();
+        let held = state.lock().unwrap();
+        assert!(matches!(state.lock(), Err(StateError::Busy)));
+        drop(held);
+        state.lock().unwrap();
+        assert!(!state.daemon_runs().unwrap());
+        let _daemon = state.lock_daemon().unwrap().unwrap();
+        assert!(state.daemon_runs().unwrap());
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_refused() {
+        let home = tempfile::tempdir().unwrap();
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(StateDir::create(home.path()), Err(StateError::Unsafe { .. })));
+    }
+
+    #[test]
+    fn a_damaged_manifest_is_told_as_such() {
+        let home = tempfile::tempdir().unwrap();
+        let state = StateDir::create(home.path()).unwrap();
+        fs::create_dir(home.path().join("active")).unwrap();
+        fs::write(home.path().join("active/manifest.json"), "{").unwrap();
+        assert!(matches!(state.manifest(Kept::Active), Err(StateError::Damaged { .. })));
+    }
+
+    #[test]
+    fn mirrored_paths_stay_inside() {
+        assert_eq!(mirrored(Path::new("/s"), Path::new("/etc/guard/../a.yaml")), Path::new("/s/etc/a.yaml"));
+        assert_eq!(mirrored(Path::new("/s"), Path::new("../../a.yaml")), Path::new("/s/a.yaml"));
+    }
+}
