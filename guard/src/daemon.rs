@@ -1,3 +1,4 @@
 //! The run loop and what it keeps.
 
+pub mod control;
 pub mod state_dir;

@@ -5,5 +5,6 @@ pub mod clock;
 pub mod community_id;
 pub mod eve;
 pub mod flow;
+pub mod recorder;
 pub mod sink;
 pub mod sweep;
