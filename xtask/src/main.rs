@@ -1,23 +1,42 @@
-//! Builds, checks and measures what cargo alone does not.
-
-use clap::{Parser, Subcommand};
+//! The project's own tool, run as `cargo xtask`: builds the eBPF object, runs every check and test there is, the demo
+//! and the measurements.
+//!
+//! It depends on none of the other crates, so that it still builds when the committed eBPF object is older than its
+//! sources and `guard` refuses to: it is the way out of that state.
 
 mod ebpf;
+mod shell;
+mod test;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask")]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Build, test, show and measure guard")]
 struct Cli {
     #[command(subcommand)]
-    command: Task,
+    task: Task,
 }
 
 #[derive(Subcommand)]
 enum Task {
     Ebpf(ebpf::Args),
+    /// Run every check and test there is; installs what is missing when root
+    Test(test::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
-        Task::Ebpf(args) => ebpf::run(&args),
+/// As for `guard`: 0 good, 1 the answer is "no", 3 could not do it (clap itself: 2).
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Ebpf(args) => ebpf::run(&args).map(|()| true),
+        Task::Test(args) => test::run(&args),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(3)
+        }
     }
 }

@@ -1,0 +1,77 @@
+//! `cargo xtask test`: every check and test there is, in one place and one order, each once.
+//!
+//! A step that cannot run is printed as SKIPPED with its reason. In CI everything that is skipped and does not stand in
+//! `xtask/allowed-skips.txt` fails, so that a green run cannot hide a missing tool.
+
+mod leftovers;
+mod licences;
+mod packages;
+mod report;
+mod steps;
+
+use crate::shell;
+use anyhow::{Context as _, Result};
+use report::{Report, Result as Outcome};
+use std::path::PathBuf;
+use std::time::Instant;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Leave out what takes long: virtual machines, the corpus, mutants (under 10 minutes)
+    #[arg(long)]
+    quick: bool,
+    /// Only these steps (see --list); repeatable
+    #[arg(long = "step", value_name = "NAME")]
+    steps: Vec<String>,
+    /// Name the steps and stop
+    #[arg(long)]
+    list: bool,
+    /// Install nothing, even as root
+    #[arg(long)]
+    no_install: bool,
+}
+
+/// What the steps may know of the run.
+struct Run {
+    install: bool,
+    /// Tests that find that they cannot run add a line here: name, tab, reason.
+    skips: PathBuf,
+    scene: leftovers::Scene,
+}
+
+/// Runs the ladder; false if anything failed.
+pub fn run(args: &Args) -> Result<bool> {
+    let all = steps::all();
+    if args.list {
+        for step in &all {
+            println!("{:<14} {}{}", step.name, step.what, if step.slow { " (not with --quick)" } else { "" });
+        }
+        return Ok(true);
+    }
+    for name in &args.steps {
+        anyhow::ensure!(all.iter().any(|step| step.name == name), "no step is called {name} (see --list)");
+    }
+    let dir = tempfile::tempdir().context("no temporary directory")?;
+    let run = Run {
+        install: shell::is_root() && !args.no_install,
+        skips: dir.path().join("skips"),
+        scene: leftovers::Scene::now()?,
+    };
+    let mut report = Report::new(std::env::var_os("CI").is_some(), args.quick)?;
+    for step in all {
+        if !args.steps.is_empty() && !args.steps.iter().any(|name| name == step.name) || args.quick && step.slow {
+            continue;
+        }
+        println!("\n== {}: {}", step.name, step.what);
+        let start = Instant::now();
+        let outcome = packages::ready(step.needs, run.install)
+            .and_then(|missing| match missing {
+                Some(reason) => Ok(Outcome::Skipped(reason)),
+                None => (step.run)(&run),
+            })
+            .unwrap_or_else(|error| Outcome::Failed { passed: 0, failed: 1, why: format!("{error:#}") });
+        let skipped = steps::take_skips(&run.skips)?;
+        report.add(step.name, start.elapsed(), outcome, skipped);
+    }
+    Ok(report.close())
+}

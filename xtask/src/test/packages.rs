@@ -1,0 +1,126 @@
+//! What a step needs from the system: installed where missing and we are root, else named in one command.
+
+use crate::shell;
+use anyhow::{Result, ensure};
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// A thing to be there, and the Debian package that brings it.
+pub struct Need {
+    pub package: &'static str,
+    pub there: fn() -> bool,
+}
+
+/// None when all is there, else the reason for a skip.
+pub fn ready(needs: &[Need], install: bool) -> Result<Option<String>> {
+    let missing: Vec<&str> = needs.iter().filter(|need| !(need.there)()).map(|need| need.package).collect();
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    if missing.contains(&"") {
+        return Ok(Some("needs root".into()));
+    }
+    let command = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
+    if !install || shell::find("apt-get").is_none() {
+        return Ok(Some(format!("missing; as root run: {command}")));
+    }
+    println!("missing: {}; installing", missing.join(", "));
+    update()?;
+    let ended = apt(&["install", "-y", "--no-install-recommends"], &missing)?;
+    let still: Vec<&str> = needs.iter().filter(|need| !(need.there)()).map(|need| need.package).collect();
+    ensure!(still.is_empty(), "{} still missing after the installation ({})", still.join(", "), ended);
+    Ok(None)
+}
+
+/// The lists of packages, once a run.
+pub fn update() -> Result<()> {
+    static DONE: OnceLock<()> = OnceLock::new();
+    if DONE.get().is_none() {
+        // Its failure shows where a package is asked for and not found: old lists may do.
+        let _ = apt(&["update"], &[])?;
+        let _ = DONE.set(());
+    }
+    Ok(())
+}
+
+fn apt(verb: &[&str], packages: &[&str]) -> Result<String> {
+    let mut command = Command::new("apt-get");
+    command.args(["-qq", "-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=300"]).args(verb).args(packages);
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    // Servers are installed for their programs: none is to be started on this machine. policy-rc.d would say so too,
+    // and needs a file of the machine to be changed.
+    command.env("RUNLEVEL", "1");
+    Ok(shell::run(&mut command, Duration::from_secs(600))?.how)
+}
+
+macro_rules! program {
+    ($package:literal, $program:literal) => {
+        Need { package: $package, there: || shell::find($program).is_some() }
+    };
+}
+
+macro_rules! file {
+    ($package:literal, $path:literal) => {
+        Need { package: $package, there: || Path::new($path).exists() }
+    };
+}
+
+/// To build guard at all.
+pub const BUILD: &[Need] = &[
+    program!("gcc", "cc"),
+    Need {
+        package: "libpcap-dev",
+        there: || {
+            ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"]
+                .iter()
+                .any(|dir| Path::new(dir).join("libpcap.so").exists())
+        },
+    },
+];
+
+/// To load programs and make namespaces: nothing that could be installed, so its absence is a skip.
+pub const ROOT: &[Need] = &[ROOT_NEED];
+
+/// Of no package.
+const ROOT_NEED: Need = Need { package: "", there: shell::is_root };
+
+/// To rebuild the eBPF object (bpf-linker is built by that step itself).
+pub const EBPF: &[Need] = &[
+    file!("rustc-web", "/usr/bin/rustc"),
+    file!("cargo-web", "/usr/bin/cargo"),
+    Need { package: "rust-web-src", there: rust_source },
+    file!("llvm-22-dev", "/usr/lib/llvm-22/include/llvm-c/Core.h"),
+    // What llvm-config's list of system libraries names.
+    file!("zlib1g-dev", "/usr/include/zlib.h"),
+    program!("g++", "c++"),
+];
+
+/// Debian keeps it beside the compiler's own libraries, by version.
+fn rust_source() -> bool {
+    let Ok(sysroot) = shell::output(Command::new("/usr/bin/rustc").args(["--print", "sysroot"])) else { return false };
+    Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs").exists()
+}
+
+/// To talk across namespaces with real programs.
+pub const NETWORK: &[Need] = &[
+    ROOT_NEED,
+    program!("iproute2", "ip"),
+    program!("iproute2", "tc"),
+    program!("nftables", "nft"),
+    program!("tcpdump", "tcpdump"),
+    program!("openssh-server", "sshd"),
+    program!("openssh-client", "ssh"),
+    program!("nginx-light", "nginx"),
+    program!("dnsmasq-base", "dnsmasq"),
+    program!("netcat-openbsd", "nc"),
+    program!("socat", "socat"),
+    program!("curl", "curl"),
+    program!("iputils-ping", "ping"),
+    program!("bpftool", "bpftool"),
+    program!("util-linux", "nsenter"),
+];
+
+/// To check the parser against another one.
+pub const CORPUS: &[Need] = &[program!("tshark", "tshark"), program!("dpkg-dev", "dpkg-source")];

@@ -1,0 +1,283 @@
+//! The ladder: what is checked, in which order, with what it needs.
+
+use super::packages::{self, Need};
+use super::{Outcome, Run, leftovers, licences};
+use crate::shell;
+use anyhow::{Context as _, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+pub struct Step {
+    pub name: &'static str,
+    pub what: &'static str,
+    /// Left out of a quick run.
+    pub slow: bool,
+    pub needs: &'static [Need],
+    pub run: fn(&Run) -> Result<Outcome>,
+}
+
+const fn step(name: &'static str, what: &'static str, run: fn(&Run) -> Result<Outcome>) -> Step {
+    Step { name, what, slow: false, needs: &[], run }
+}
+
+/// Cheap and likely to fail first; what needs root, real servers and virtual machines later; what looks at the whole
+/// run last.
+pub fn all() -> Vec<Step> {
+    vec![
+        step("format", "rustfmt agrees", |_| plain(shell::cargo().args(["fmt", "--all", "--check"]), 2)),
+        step("licences", "what deny.toml says of licences and sources", |_| licences::check()),
+        Step { needs: packages::EBPF, ..step("ebpf", "the committed object is what its sources give", ebpf) },
+        Step { needs: packages::BUILD, ..step("clippy", "no warning", clippy) },
+        Step { needs: packages::BUILD, ..step("build", "programs and tests, once for all steps", build) },
+        Step {
+            needs: packages::BUILD,
+            ..step("unit", "units, properties, the command line", |run| group(run, Group::Unit))
+        },
+        Step { needs: packages::BUILD, ..step("doc", "examples in the documentation", doc) },
+        Step {
+            needs: packages::ROOT,
+            ..step("kernel", "loaded programs by BPF_PROG_TEST_RUN, verifier budget", |run| group(run, Group::Kernel))
+        },
+        Step {
+            needs: packages::BUILD,
+            ..step("differential", "program, decision and referee agree; mutants caught", |run| {
+                group(run, Group::Differential)
+            })
+        },
+        Step {
+            needs: packages::NETWORK,
+            ..step("netns", "real servers and traffic in network namespaces", |run| group(run, Group::Netns))
+        },
+        Step {
+            slow: true,
+            needs: packages::CORPUS,
+            ..step("corpus", "recorded captures through the parser", |run| group(run, Group::Corpus))
+        },
+        step("leftovers", "nothing is left behind", |run| leftovers::check(&run.scene)),
+    ]
+}
+
+fn ebpf(_: &Run) -> Result<Outcome> {
+    plain(Command::new(std::env::current_exe()?).args(["ebpf", "--check"]), 15)
+}
+
+fn clippy(_: &Run) -> Result<Outcome> {
+    let mut command = shell::cargo();
+    command.args(["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]);
+    plain(&mut command, 20)
+}
+
+fn doc(_: &Run) -> Result<Outcome> {
+    let ended = shell::run(shell::cargo().args(["test", "--workspace", "--locked", "--doc", "--quiet"]), minutes(10))?;
+    Ok(judge(&[("documentation", ended)]))
+}
+
+fn minutes(n: u64) -> Duration {
+    Duration::from_secs(60 * n)
+}
+
+/// A program whose exit status is all of its answer.
+fn plain(command: &mut Command, limit: u64) -> Result<Outcome> {
+    let ended = shell::run(command, minutes(limit))?;
+    Ok(if ended.good { Outcome::Passed { tests: 1 } } else { Outcome::Failed { passed: 0, failed: 1, why: ended.how } })
+}
+
+/// Which step runs a test program: by its name, so that one that fits nowhere still runs, with the units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Group {
+    Unit,
+    Kernel,
+    Differential,
+    Netns,
+    Corpus,
+}
+
+impl Group {
+    fn of(package: &str, target: &str) -> Self {
+        if package != "guard-tests" {
+            return Self::Unit;
+        }
+        match target.split('_').next().unwrap_or(target) {
+            "kernel" | "verifier" => Self::Kernel,
+            "differential" | "mutants" | "referee" => Self::Differential,
+            "netns" => Self::Netns,
+            "corpus" => Self::Corpus,
+            _ => Self::Unit,
+        }
+    }
+}
+
+struct TestProgram {
+    target: String,
+    group: Group,
+    path: PathBuf,
+    /// Where cargo would run it.
+    dir: PathBuf,
+}
+
+/// Set by the build, so that each test program is built once and run by exactly one step.
+static PROGRAMS: OnceLock<Vec<TestProgram>> = OnceLock::new();
+
+fn build(_: &Run) -> Result<Outcome> {
+    programs()?;
+    Ok(Outcome::Passed { tests: 1 })
+}
+
+fn programs() -> Result<&'static [TestProgram]> {
+    if let Some(programs) = PROGRAMS.get() {
+        return Ok(programs);
+    }
+    let bins = shell::run(shell::cargo().args(["build", "--workspace", "--bins", "--locked", "--quiet"]), minutes(20))?;
+    if !bins.good {
+        bail!("the programs do not build ({})", bins.how);
+    }
+    let json = shell::output(shell::cargo().args([
+        "test",
+        "--workspace",
+        "--locked",
+        "--no-run",
+        "--quiet",
+        "--message-format=json-render-diagnostics",
+    ]))?;
+    let mut programs = Vec::new();
+    for line in json.lines() {
+        let message: serde_json::Value = serde_json::from_str(line).context("cargo's JSON")?;
+        let Some(path) = message["executable"].as_str().filter(|_| message["profile"]["test"] == true) else {
+            continue;
+        };
+        let target = message["target"]["name"].as_str().context("a target without a name")?;
+        let manifest = Path::new(message["manifest_path"].as_str().context("a target without a manifest")?);
+        let dir = manifest.parent().context("a manifest without a directory")?.to_path_buf();
+        let package = message["package_id"].as_str().unwrap_or_default();
+        let package = if package.contains("guard-tests") { "guard-tests" } else { "" };
+        programs.push(TestProgram {
+            target: target.to_owned(),
+            group: Group::of(package, target),
+            path: path.into(),
+            dir,
+        });
+    }
+    programs.sort_by(|a, b| a.target.cmp(&b.target));
+    Ok(PROGRAMS.get_or_init(|| programs))
+}
+
+fn group(run: &Run, group: Group) -> Result<Outcome> {
+    let mut ended = Vec::new();
+    for program in programs()?.iter().filter(|program| program.group == group) {
+        println!("\n   {}", program.target);
+        let mut command = Command::new(&program.path);
+        command
+            .current_dir(&program.dir)
+            .env("CARGO_MANIFEST_DIR", &program.dir)
+            .env("GUARD_SKIPS", &run.skips)
+            .env("GUARD_BIN", shell::target().join("debug/guard"));
+        ended.push((program.target.as_str(), shell::run(&mut command, minutes(15))?));
+    }
+    if ended.is_empty() {
+        return Ok(Outcome::Skipped("no such tests yet".into()));
+    }
+    Ok(judge(&ended))
+}
+
+/// Adds up what the programs say of themselves; one that says nothing counts as one test.
+fn judge(ended: &[(&str, shell::Ended)]) -> Outcome {
+    let (mut passed, mut failed, mut why) = (0, 0, Vec::new());
+    for (name, ended) in ended {
+        let mut counted = Counts::of(&ended.output);
+        if !ended.good && counted.failed == 0 {
+            // It died, or something failed outside a test.
+            counted.failed = 1;
+        }
+        if ended.good && counted == Counts::default() && !ended.output.contains("test result:") {
+            counted.passed = 1;
+        }
+        passed += counted.passed;
+        failed += counted.failed;
+        if !ended.good {
+            why.push(format!("{name} ({})", ended.how));
+        }
+        if counted.ignored > 0 {
+            failed += counted.ignored;
+            why.push(format!("{name}: {} ignored (a test runs or says why it cannot)", counted.ignored));
+        }
+    }
+    if failed == 0 {
+        Outcome::Passed { tests: passed }
+    } else {
+        Outcome::Failed { passed, failed, why: why.join(", ") }
+    }
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u32,
+    failed: u32,
+    ignored: u32,
+}
+
+impl Counts {
+    fn of(output: &str) -> Self {
+        let mut sum = Self::default();
+        for line in output.lines().filter_map(|line| line.trim().strip_prefix("test result: ")) {
+            for part in line.split(['.', ';']) {
+                let mut words = part.split_whitespace();
+                let (Some(Ok(count)), Some(what)) = (words.next().map(str::parse::<u32>), words.next()) else {
+                    continue;
+                };
+                match what {
+                    "passed" => sum.passed += count,
+                    "failed" => sum.failed += count,
+                    "ignored" => sum.ignored += count,
+                    _ => {}
+                }
+            }
+        }
+        sum
+    }
+}
+
+/// Reads and empties the file in which tests say that they cannot run here.
+pub fn take_skips(path: &Path) -> Result<Vec<(String, String)>> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    std::fs::remove_file(path)?;
+    Ok(text
+        .lines()
+        .map(|line| line.split_once('\t').unwrap_or((line, "no reason given")))
+        .map(|(name, reason)| (name.to_owned(), reason.to_owned()))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_add_up() {
+        let output = "running 3 tests\ntest result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; \
+                      finished in 0.01s\n\ntest result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured\n";
+        assert_eq!(Counts::of(output), Counts { passed: 4, failed: 2, ignored: 1 });
+    }
+
+    #[test]
+    fn a_test_program_belongs_to_one_step() {
+        assert_eq!(Group::of("guard-tests", "netns_replies"), Group::Netns);
+        assert_eq!(Group::of("guard-tests", "kernel"), Group::Kernel);
+        assert_eq!(Group::of("guard-tests", "something_new"), Group::Unit);
+        assert_eq!(Group::of("guard", "netns"), Group::Unit);
+    }
+
+    #[test]
+    fn skips_are_taken_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("skips");
+        std::fs::write(&path, "seal by fmod_ret\tno BTF\n").unwrap();
+        assert_eq!(take_skips(&path).unwrap(), [("seal by fmod_ret".to_owned(), "no BTF".to_owned())]);
+        assert!(take_skips(&path).unwrap().is_empty());
+    }
+}
