@@ -3,11 +3,14 @@
 //! The decision, the parser and the way of a packet are `guard_common`'s, the same source as in userspace.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
+mod generation;
 mod globals;
 mod hooks;
 mod maps;
-
+mod record;
+mod tables;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

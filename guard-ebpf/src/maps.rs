@@ -8,6 +8,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use guard_common::{
+    Reason,
     abi::{
         COUNTERS as COUNTER_SLOTS, ClockReading, Counter, Flow, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6,
         FragmentValue, Interface, LOST_SLOTS, Owner, RuleCounter, Slot, State,
@@ -66,6 +67,10 @@ pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTE
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
+/// By reason: jiffies of the last [`guard_common::abi::EventKind::PacketDenied`].
+#[map]
+pub static LIMITS: Array<u64> = Array::with_max_entries(Reason::SLOTS as u32, 0);
+
 /// By [`guard_common::abi::Lost`]; per CPU.
 #[map]
 pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(LOST_SLOTS, 0);
@@ -77,9 +82,9 @@ pub static OWNERS: LruHashMap<u64, Owner> = LruHashMap::with_max_entries(FLOWS, 
 /// Destinations that cross no guarded interface, for the socket layer; the address in network order. Filled from the
 /// routes.
 #[map]
-pub static NEAR_V4: LpmTrie<[u8; 4], u8> = LpmTrie::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+pub static NEAR_V4: LpmTrie<u32, u8> = LpmTrie::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 #[map]
-pub static NEAR_V6: LpmTrie<[u8; 16], u8> = LpmTrie::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+pub static NEAR_V6: LpmTrie<[u32; 4], u8> = LpmTrie::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 
 /// Socket cookies of guard's own network namespace, where [`Features::NETNS_COOKIE_SKB`] or
 /// [`Features::NETNS_COOKIE_SOCKOPT`] is off.

@@ -18,6 +18,9 @@ impl Features {
     /// There is local DNAT: the socket layer reports, and leaves denying to the wire.
     pub const LOCAL_DNAT: u32 = 1 << 4;
 
+    /// `bpf_get_current_pid_tgid` and `_comm` in setsockopt programs (6.1).
+    pub const CURRENT_SOCKOPT: u32 = 1 << 5;
+
     #[must_use]
     pub const fn has(self, feature: u32) -> bool {
         self.0 & feature != 0

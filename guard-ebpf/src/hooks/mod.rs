@@ -1,4 +1,8 @@
-//! One file a hook.
+//! One file a hook. Programs of one hook share their file.
 
+mod backstop;
 mod clock;
+mod seal;
+mod socket;
+mod sockets;
 mod wire;
