@@ -1,4 +1,5 @@
 //! The run loop and what it keeps.
 
 pub mod control;
+pub mod impact;
 pub mod state_dir;
