@@ -2,4 +2,5 @@
 
 pub mod control;
 pub mod impact;
+pub mod report;
 pub mod state_dir;

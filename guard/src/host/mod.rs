@@ -2,6 +2,7 @@
 //! connection carries the terminal that asks.
 
 pub mod conntrack;
+pub mod firewalls;
 pub mod held;
 mod netlink;
 pub mod processes;

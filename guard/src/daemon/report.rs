@@ -1,0 +1,450 @@
+//! What `status` says: read back from the kernel, never what was meant.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use super::control::DaemonStatus;
+use crate::{host::firewalls::OtherFirewall, record::clock::for_people};
+
+/// Everything that is known of an instance. Field names are stable.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    pub instance: String,
+    /// `enforce`, `audit`, `mixed`; `tracking` where no policy is in force; `none` where guard is not attached.
+    pub mode: &'static str,
+    pub mode_inbound: &'static str,
+    pub mode_outbound: &'static str,
+    /// Every hook that this kernel offers is ours, first in line and unchanged, and both directions drop.
+    pub enforcing: bool,
+    pub enforcing_inbound: bool,
+    pub enforcing_outbound: bool,
+    /// Of the generation that judges now; 0: none.
+    pub generation: u32,
+    pub policy: Option<String>,
+    /// Hex, as the kernel's tables carry it.
+    pub policy_sha256: Option<String>,
+    pub policy_source: Option<String>,
+    /// Unix time in seconds since which this generation holds.
+    pub since: Option<i64>,
+    pub deadline: Option<Deadline>,
+    pub hooks: Vec<Hook>,
+    pub interfaces: Vec<InterfaceLine>,
+    pub reasons: Vec<ReasonLine>,
+    pub rules: Vec<RuleLine>,
+    pub flows: FlowCounts,
+    pub lost: Lost,
+    pub daemon: Option<DaemonStatus>,
+    /// Why `enforcing` is false though the mode enforces: each in a sentence.
+    pub problems: Vec<String>,
+    /// What this kernel lacks, and what is lost by that.
+    pub missing: Vec<String>,
+    pub other_firewalls: Vec<OtherFirewall>,
+    /// Unix time in seconds of this reading.
+    pub read_at: i64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Deadline {
+    /// Unix time in seconds.
+    pub at: i64,
+    pub seconds_left: u64,
+    /// What holds after it: a generation; 0: no policy.
+    pub then_generation: u32,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Hook {
+    /// `wire`, `shield`, `socket`, `seal`, `backstop`.
+    pub layer: String,
+    /// `tcx ingress`, `cgroup connect4`…
+    pub hook: String,
+    /// The interface or cgroup that it is attached to.
+    pub target: String,
+    pub attached: bool,
+    pub ours: bool,
+    pub first: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct InterfaceLine {
+    pub name: String,
+    pub index: u32,
+    pub guarded: bool,
+    /// Why it is guarded, or why not.
+    pub why: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct ReasonLine {
+    pub reason: &'static str,
+    pub verdict: &'static str,
+    pub direction: &'static str,
+    /// False: passed, be it allowed or denied in audit mode.
+    pub dropped: bool,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct RuleLine {
+    pub rule: String,
+    pub direction: &'static str,
+    pub action: &'static str,
+    /// `policy.yaml:12`.
+    pub place: String,
+    /// Flows that it decided in this generation.
+    pub flows: u64,
+    /// Unix time in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<i64>,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct FlowCounts {
+    pub held: u64,
+    pub allowed: u64,
+    pub denied: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Lost {
+    /// Ring buffer full; such flows are recorded later, from the tables.
+    pub events: u64,
+    /// Events of packets without a flow, held back (one a second and reason).
+    pub suppressed: u64,
+    /// Processes that could not be noted.
+    pub owners: u64,
+    /// Records that could not be written to disk.
+    pub records: u64,
+}
+
+impl Report {
+    /// Exit code 1 where it is false.
+    #[must_use]
+    pub fn does_what_it_says(&self) -> bool {
+        self.problems.is_empty() && self.mode != "none"
+    }
+
+    /// For people. `verbose` lists every rule and reason.
+    #[must_use]
+    pub fn render(&self, verbose: bool) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write(&mut text, verbose);
+        text
+    }
+
+    fn write(&self, text: &mut String, verbose: bool) -> std::fmt::Result {
+        writeln!(text, "{}", self.headline())?;
+        for problem in &self.problems {
+            writeln!(text, "  PROBLEM     {problem}")?;
+        }
+        if let Some(deadline) = &self.deadline {
+            let then = match deadline.then_generation {
+                0 => "no policy".to_owned(),
+                generation => format!("generation {generation}"),
+            };
+            writeln!(
+                text,
+                "  UNCONFIRMED back to {then} at {} ({} s left) unless: guard confirm{}",
+                for_people(i128::from(deadline.at) * 1_000_000_000),
+                deadline.seconds_left,
+                self.suffix(),
+            )?;
+        }
+        self.write_policy(text)?;
+        self.write_hooks(text, verbose)?;
+        self.write_traffic(text, verbose)?;
+        match &self.daemon {
+            Some(daemon) => {
+                writeln!(text, "  recording   daemon {}, {} records written", daemon.pid, daemon.records.written)?;
+                for notice in &daemon.notices {
+                    writeln!(text, "  notice      {notice}")?;
+                }
+                if let Some(error) = &daemon.records.error {
+                    writeln!(text, "  notice      records cannot be written now: {error}")?;
+                }
+            }
+            None if self.mode == "none" => {}
+            None => writeln!(
+                text,
+                "  notice      no daemon: nothing is recorded; the kernel goes on by itself (guard run takes over)"
+            )?,
+        }
+        for missing in &self.missing {
+            writeln!(text, "  notice      {missing}")?;
+        }
+        if !self.other_firewalls.is_empty() {
+            let tables: Vec<String> =
+                self.other_firewalls.iter().map(|other| format!("{} {}", other.kind, harmless(&other.table))).collect();
+            writeln!(text, "  notice      other firewalls here, which have to allow too: {}", tables.join(", "))?;
+        }
+        Ok(())
+    }
+
+    fn headline(&self) -> String {
+        let what = match (self.mode, self.enforcing_inbound, self.enforcing_outbound) {
+            ("none", ..) => return format!("NOT GUARDED   nothing of guard is attached (instance {})", self.instance),
+            ("tracking", ..) => "TRACKING, no policy in force: everything passes",
+            ("audit", ..) => "AUDIT in and out: recorded, nothing is dropped",
+            (_, true, true) => "ENFORCING in and out",
+            ("mixed", true, false) => "ENFORCING in, AUDIT out",
+            ("mixed", false, true) => "AUDIT in, ENFORCING out",
+            ("mixed", ..) => "NOT ENFORCING as the policy says",
+            (_, true, false) => "NOT ENFORCING out; in holds",
+            (_, false, true) => "NOT ENFORCING in; out holds",
+            (_, false, false) => "NOT ENFORCING",
+        };
+        what.to_owned()
+    }
+
+    fn write_policy(&self, text: &mut String) -> std::fmt::Result {
+        let (Some(policy), Some(sha256)) = (&self.policy, &self.policy_sha256) else { return Ok(()) };
+        let short = match (sha256.get(..4), sha256.get(sha256.len().saturating_sub(4)..)) {
+            (Some(first), Some(last)) if sha256.len() > 8 => format!("{first}…{last}"),
+            _ => sha256.clone(),
+        };
+        write!(text, "  policy      {} (sha256 {short}, generation {}", harmless(policy), self.generation)?;
+        if let Some(since) = self.since {
+            let seconds = self.read_at.saturating_sub(since);
+            write!(text, ", since {}, {}", for_people(i128::from(since) * 1_000_000_000), duration(seconds))?;
+        }
+        writeln!(text, ")")
+    }
+
+    fn write_hooks(&self, text: &mut String, verbose: bool) -> std::fmt::Result {
+        if self.hooks.is_empty() {
+            return Ok(());
+        }
+        let sound = self.hooks.iter().filter(|hook| hook.attached && hook.ours && hook.first).count();
+        writeln!(text, "  read back   {} of {} hooks ours and first in line, just now", sound, self.hooks.len())?;
+        for hook in &self.hooks {
+            if verbose || hook.problem.is_some() {
+                let state = hook.problem.as_deref().unwrap_or("ours, first");
+                writeln!(
+                    text,
+                    "    {:<9} {:<18} {:<16} {}",
+                    hook.layer,
+                    hook.hook,
+                    harmless(&hook.target),
+                    harmless(state)
+                )?;
+            }
+        }
+        for interface in &self.interfaces {
+            let state = if interface.guarded { "guarded" } else { "NOT judged" };
+            if verbose || !interface.guarded {
+                writeln!(text, "  interface   {:<12} {state}: {}", harmless(&interface.name), interface.why)?;
+            }
+        }
+        let guarded: Vec<String> =
+            self.interfaces.iter().filter(|line| line.guarded).map(|line| harmless(&line.name)).collect();
+        if !verbose && !guarded.is_empty() {
+            writeln!(text, "  guarded     {}", guarded.join(" "))?;
+        }
+        Ok(())
+    }
+
+    fn write_traffic(&self, text: &mut String, verbose: bool) -> std::fmt::Result {
+        if self.mode == "none" {
+            return Ok(());
+        }
+        let sum = |verdict: &str, dropped: bool| -> u64 {
+            self.reasons.iter().filter(|r| r.verdict == verdict && r.dropped == dropped).map(|r| r.packets).sum()
+        };
+        let would = match sum("deny", false) {
+            0 => String::new(),
+            count => format!(", would deny {} (audit)", thousands(count)),
+        };
+        writeln!(
+            text,
+            "  packets     allowed {}, denied {}{would}      flows held {}      lost events {}, records {}",
+            thousands(sum("allow", false)),
+            thousands(sum("deny", true)),
+            thousands(self.flows.held),
+            self.lost.events,
+            self.lost.records,
+        )?;
+        if verbose {
+            for line in &self.reasons {
+                let dropped = if line.dropped { "dropped" } else { "passed" };
+                writeln!(
+                    text,
+                    "    {:<8} {:<20} {:<7} {:>14} packets {:>18} bytes",
+                    line.direction,
+                    line.reason,
+                    dropped,
+                    thousands(line.packets),
+                    thousands(line.bytes)
+                )?;
+            }
+        }
+        for rule in &self.rules {
+            if verbose {
+                writeln!(
+                    text,
+                    "    {:<8} {:<5} {:>8} flows  {}  {}",
+                    rule.direction,
+                    rule.action,
+                    thousands(rule.flows),
+                    harmless(&rule.rule),
+                    harmless(&rule.place)
+                )?;
+            }
+            if let Some(expires) = rule.expires {
+                let left = expires - self.read_at;
+                if (0..86_400).contains(&left) {
+                    writeln!(text, "  notice      \"{}\" ends in {}", harmless(&rule.rule), duration(left))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a pasted command needs to reach this instance.
+    fn suffix(&self) -> String {
+        if self.instance == "default" { String::new() } else { format!(" --instance {}", self.instance) }
+    }
+}
+
+/// Text that somebody else chose, without what a terminal would obey.
+#[must_use]
+pub fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() || is_format(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// Characters that reorder or hide text.
+const fn is_format(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// `1,234,567`.
+#[must_use]
+pub fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `41 s`, `5 min`, `2 h 5 min`, `3 d 4 h`.
+#[must_use]
+pub fn duration(seconds: i64) -> String {
+    match seconds.max(0) {
+        s @ 0..60 => format!("{s} s"),
+        s @ 60..3600 => format!("{} min", s / 60),
+        s @ 3600..86_400 => format!("{} h {} min", s / 3600, s % 3600 / 60),
+        s => format!("{} d {} h", s / 86_400, s % 86_400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn enforcing() -> Report {
+        Report {
+            instance: "default".to_owned(),
+            mode: "enforce",
+            mode_inbound: "enforce",
+            mode_outbound: "enforce",
+            enforcing: true,
+            enforcing_inbound: true,
+            enforcing_outbound: true,
+            generation: 7,
+            policy: Some("gitlab".to_owned()),
+            policy_sha256: Some(format!("5f0c{}91ab", "0".repeat(56))),
+            since: Some(1_764_000_848),
+            read_at: 1_764_000_848 + 7_500,
+            hooks: vec![Hook {
+                layer: "wire".to_owned(),
+                hook: "tcx ingress".to_owned(),
+                target: "eth0".to_owned(),
+                attached: true,
+                ours: true,
+                first: true,
+                problem: None,
+            }],
+            reasons: vec![ReasonLine {
+                reason: "not_listed",
+                verdict: "deny",
+                direction: "outbound",
+                dropped: true,
+                packets: 1234,
+                bytes: 5,
+            }],
+            ..Report::default()
+        }
+    }
+
+    #[test]
+    fn the_answer_comes_first() {
+        let text = enforcing().render(false);
+        let mut lines = text.lines();
+        assert_eq!(lines.next(), Some("ENFORCING in and out"));
+        assert!(
+            text.contains("gitlab (sha256 5f0c…91ab, generation 7, since 2025-11-24 16:14:08Z, 2 h 5 min)"),
+            "{text}"
+        );
+        assert!(text.contains("1 of 1 hooks ours and first in line"), "{text}");
+        assert!(text.contains("denied 1,234"), "{text}");
+        assert!(text.contains("no daemon"), "{text}");
+        assert!(enforcing().does_what_it_says());
+    }
+
+    #[test]
+    fn trouble_comes_before_all_else() {
+        let mut report = enforcing();
+        report.enforcing = false;
+        report.enforcing_inbound = false;
+        report.problems = vec!["wire tcx ingress on eth0: detached".to_owned()];
+        let text = report.render(false);
+        assert!(
+            text.starts_with("NOT ENFORCING in; out holds\n  PROBLEM     wire tcx ingress on eth0: detached\n"),
+            "{text}"
+        );
+        assert!(!report.does_what_it_says());
+    }
+
+    #[test]
+    fn nothing_attached_is_not_good() {
+        let report = Report { mode: "none", instance: "default".to_owned(), ..Report::default() };
+        assert!(report.render(false).starts_with("NOT GUARDED"));
+        assert!(!report.does_what_it_says());
+    }
+
+    #[test]
+    fn a_deadline_is_told_with_what_to_do() {
+        let mut report = enforcing();
+        report.instance = "t1".to_owned();
+        report.deadline = Some(Deadline { at: 1_764_000_848, seconds_left: 90, then_generation: 0 });
+        assert!(
+            report.render(false).contains(
+                "UNCONFIRMED back to no policy at 2025-11-24 16:14:08Z (90 s left) unless: guard confirm --instance t1"
+            ),
+            "{}",
+            report.render(false)
+        );
+    }
+
+    #[test]
+    fn names_cannot_speak_to_the_terminal() {
+        assert_eq!(harmless("a\u{1b}[2Jb\u{202e}"), "a\u{fffd}[2Jb\u{fffd}");
+    }
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(thousands(0), "0");
+        assert_eq!(thousands(1_234_567), "1,234,567");
+        assert_eq!(duration(41), "41 s");
+        assert_eq!(duration(90_000), "1 d 1 h");
+    }
+}
