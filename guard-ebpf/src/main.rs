@@ -11,6 +11,7 @@ mod hooks;
 mod maps;
 mod record;
 mod tables;
+mod verifier;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -22,6 +22,7 @@ use crate::{
     maps::{FLOWS_DENIED_V4, FLOWS_DENIED_V6, NEAR_V4, NEAR_V6},
     record::{add, begin_event, count, count_lost, count_rule, current_owner, keep_owner},
     tables::SlotTables,
+    verifier::forget_question,
 };
 
 /// The system call goes on, or fails with EPERM.
@@ -97,13 +98,14 @@ fn judge(context: &SockAddrContext, ipv6: bool, remote: [u32; 4]) -> i32 {
         let port = unsafe { ptr::read_volatile(&raw const (*raw).user_port) };
         let port = u16::from_be(port as u16);
         let Some(tables) = SlotTables::of(generation.slot) else { return REFUSE };
-        let question = Question {
+        let mut question = Question {
             direction: Direction::Outbound,
             ipv6,
             remote,
             service: protocol << 16 | u32::from(port),
             subject: Subject::default(),
         };
+        forget_question(&mut question, generation.number);
         let decision = decide(&tables, &question, boot_ns);
         if decision.outcome.verdict() == Verdict::Deny && !decision.needs_context {
             refused(&generation, &decision, &question, cookie);
