@@ -18,6 +18,10 @@ use guard_common::{
     decide::Node,
 };
 
+/// The programs as committed, and those that only tests and benches load.
+pub static OBJECT: &[u8] = guard::object::OBJECT;
+pub static PROBE: &[u8] = aya::include_bytes_aligned!("../ebpf/probe.bpf.o");
+
 const BPF_F_RDONLY_PROG: u32 = 1 << 7;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_F_INNER_MAP: u32 = 1 << 12;
