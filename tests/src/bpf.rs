@@ -14,7 +14,8 @@ use aya::{
     programs::{Program, ProgramInfo},
 };
 use guard_common::{
-    abi::{RuleCounter, Slot, State},
+    Direction, Reason,
+    abi::{Counter, RuleCounter, Slot, State, counter_index},
     decide::Node,
 };
 
@@ -35,7 +36,7 @@ pub struct Programs {
 
 impl Programs {
     /// Loads every program of an object. `configure` may override globals and sizes.
-    pub fn load(object: &[u8], configure: impl FnOnce(&mut EbpfLoader<'_>)) -> Result<Self> {
+    pub fn load<'a>(object: &[u8], configure: impl FnOnce(&mut EbpfLoader<'a>)) -> Result<Self> {
         let mut loaded = Self::load_maps(object, configure)?;
         let names: Vec<String> = loaded.ebpf.programs().map(|(name, _)| name.to_owned()).collect();
         for name in names {
@@ -46,7 +47,7 @@ impl Programs {
     }
 
     /// Makes the maps of an object, and loads none of its programs.
-    pub fn load_maps(object: &[u8], configure: impl FnOnce(&mut EbpfLoader<'_>)) -> Result<Self> {
+    pub fn load_maps<'a>(object: &[u8], configure: impl FnOnce(&mut EbpfLoader<'a>)) -> Result<Self> {
         let mut loader = EbpfLoader::new();
         configure(&mut loader);
         Ok(Self { ebpf: loader.load(object)?, tables: Vec::new() })
@@ -81,6 +82,16 @@ impl Programs {
 
     pub fn map(&self, name: &str) -> Result<BorrowedFd<'_>> {
         map_fd(self.ebpf.map(name).with_context(|| format!("no map {name}"))?)
+    }
+
+    /// Totals of a reason, of all CPUs.
+    pub fn counted(&self, reason: Reason, direction: Direction, dropped: bool) -> Result<Counter> {
+        let mut values = vec![Counter::default(); aya::util::nr_cpus().map_err(|(_, error)| error)?];
+        lookup(self.map("COUNTERS")?, &counter_index(reason, direction, dropped), values.as_mut_slice())?;
+        Ok(values.iter().fold(Counter::default(), |sum, value| Counter {
+            packets: sum.packets + value.packets,
+            bytes: sum.bytes + value.bytes,
+        }))
     }
 
     /// What the verifier processed, by program; 0 where the kernel does not say (before 5.16).
