@@ -146,11 +146,8 @@ fn attach(programs: &mut Programs, cgroup: &Cgroup) -> Result<()> {
             Program::CgroupSockopt(program) => drop(program.attach(directory, mode).context(name.to_owned())?),
             Program::CgroupSock(program) => drop(program.attach(directory, mode).context(name.to_owned())?),
             Program::CgroupSkb(program) => {
-                let hook = if name.ends_with("egress") {
-                    CgroupSkbAttachType::Egress
-                } else {
-                    CgroupSkbAttachType::Ingress
-                };
+                let hook =
+                    if name.ends_with("egress") { CgroupSkbAttachType::Egress } else { CgroupSkbAttachType::Ingress };
                 program.attach(directory, hook, mode).context(name.to_owned())?;
             }
             _ => {}
@@ -203,12 +200,8 @@ fn sockets_are_told_what_the_wire_would_deny() -> Result<()> {
     ensure!(flow.outcome.reason() == Reason::NotListed && flow.outcome.rule().is_none());
     let key = FlowKeyV4 { remote: 0xc000_0202, ..key };
     lookup(programs.map("FLOWS_DENIED_V4")?, &key, &mut flow).context("the mapped address")?;
-    let key = FlowKeyV6 {
-        remote: [0x2001_0db8, 0, 0, 1],
-        remote_port: 443,
-        protocol_scope: 17,
-        ..FlowKeyV6::default()
-    };
+    let key =
+        FlowKeyV6 { remote: [0x2001_0db8, 0, 0, 1], remote_port: 443, protocol_scope: 17, ..FlowKeyV6::default() };
     lookup(programs.map("FLOWS_DENIED_V6")?, &key, &mut flow)?;
     ensure!(programs.counted(Reason::NotListed, Direction::Outbound, true)?.packets == 6);
 
