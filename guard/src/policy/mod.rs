@@ -2,4 +2,5 @@
 //!
 //! Pure: reads the policy's files and nothing else; the kernel is not asked.
 
+pub mod compile;
 pub mod model;
