@@ -50,8 +50,11 @@ impl Interfaces {
 
     /// A combination that is not known cannot be; it would get a number that no stage lists, which denies.
     pub fn class(&self, name: &str) -> u32 {
-        let matching: Vec<PatternId> =
-            (0..).zip(&self.patterns).filter(|(_, pattern)| matches(pattern, name.as_bytes())).map(|(id, _)| id).collect();
+        let matching: Vec<PatternId> = (0..)
+            .zip(&self.patterns)
+            .filter(|(_, pattern)| matches(pattern, name.as_bytes()))
+            .map(|(id, _)| id)
+            .collect();
         if matching.is_empty() {
             return 0;
         }

@@ -101,7 +101,13 @@ impl Compiled {
         let (ipv6, remote) = words(flow.remote);
         let local = flow.local.map(words).and_then(|(ipv6, local)| local_class(self.nodes.as_slice(), ipv6, local));
         let interface = flow.interface.as_deref().map(|name| self.interface_class(name));
-        Question { direction: flow.direction, ipv6, remote, service: flow.service, subject: Subject { interface, local } }
+        Question {
+            direction: flow.direction,
+            ipv6,
+            remote,
+            service: flow.service,
+            subject: Subject { interface, local },
+        }
     }
 }
 
