@@ -7,6 +7,7 @@
 mod ebpf;
 mod shell;
 mod test;
+mod vm;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -23,6 +24,8 @@ enum Task {
     Ebpf(ebpf::Args),
     /// Run every check and test there is; installs what is missing when root
     Test(test::Args),
+    /// The committed object on Debian's 5.10, 6.1 and 6.12 kernels, in virtual machines
+    Vm(vm::Args),
 }
 
 /// As for `guard`: 0 good, 1 the answer is "no", 3 could not do it (clap itself: 2).
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Ebpf(args) => ebpf::run(&args).map(|()| true),
         Task::Test(args) => test::run(&args),
+        Task::Vm(args) => vm::run(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

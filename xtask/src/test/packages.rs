@@ -124,3 +124,15 @@ pub const NETWORK: &[Need] = &[
 
 /// To check the parser against another one.
 pub const CORPUS: &[Need] = &[program!("tshark", "tshark"), program!("dpkg-dev", "dpkg-source")];
+
+/// To boot other kernels.
+pub const VIRTUAL: &[Need] = &[
+    program!("qemu-system-x86", "qemu-system-x86_64"),
+    program!("busybox-static", "busybox"),
+    program!("kmod", "modprobe"),
+    program!("xz-utils", "xz"),
+    program!("binutils", "strip"),
+    program!("iproute2", "ip"),
+    program!("dpkg", "dpkg-deb"),
+    file!("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
+];
