@@ -69,7 +69,8 @@ fn plain(pattern: &[u8]) -> Vec<u8> {
     plain
 }
 
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
+/// Whether a name matches a pattern with `*` and `?`.
+pub fn matches(pattern: &[u8], name: &[u8]) -> bool {
     let mut live = vec![0];
     close(pattern, &mut live);
     for byte in name {

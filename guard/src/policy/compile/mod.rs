@@ -123,6 +123,12 @@ pub fn words(address: IpAddr) -> (bool, [u32; 4]) {
     }
 }
 
+/// Whether an interface's name matches a rule's pattern: `*` any bytes, `?` one byte.
+#[must_use]
+pub fn pattern_matches(pattern: &str, name: &str) -> bool {
+    interfaces::matches(pattern.as_bytes(), name.as_bytes())
+}
+
 /// Compiles. Rules that have expired by `clocks` match nothing; `generation` goes into the header.
 pub fn compile(policy: &Policy, clocks: Clocks, generation: u32) -> Result<Compiled, CompileError> {
     compile_first(policy, policy.rules.len(), clocks, generation).map_err(|limit| {
