@@ -1,5 +1,6 @@
 //! guard: allow-lists for what enters and leaves a Linux host, enforced in the kernel; uncommon flows recorded.
 
+pub mod cli;
 pub mod daemon;
 pub mod host;
 pub mod object;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The command. Everything is in the library, so that tests reach it.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    guard::cli::main()
+}

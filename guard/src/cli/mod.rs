@@ -1,0 +1,227 @@
+//! The command line: one file a command, each with its arguments and its handler.
+//!
+//! A handler prints its answer and returns an [`Exit`]; an error that it returns is printed here and means
+//! [`Exit::CouldNot`].
+
+pub mod check;
+pub mod completions;
+pub mod confirm;
+pub mod explain;
+pub mod flows;
+pub mod man;
+pub mod output;
+pub mod release;
+pub mod reload;
+pub mod replay;
+pub mod rollback;
+pub mod run;
+pub mod status;
+pub mod test;
+
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::LazyLock,
+};
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::{daemon::state_dir::DEFAULT_ROOT, object::OBJECT_SHA256};
+
+/// What a command has to say to whoever called it, as an exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    Good = 0,
+    /// The answer is "no": invalid, denied, a test failed, not enforcing.
+    No = 1,
+    /// Wrong usage.
+    Usage = 2,
+    /// It could not be done.
+    CouldNot = 3,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Build and programs: what a bug report must name.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let build = option_env!("GUARD_BUILD").unwrap_or("unknown");
+    format!("{} (build {build})\neBPF object sha256 {OBJECT_SHA256}", env!("CARGO_PKG_VERSION"))
+});
+
+/// Allow-lists for what enters and leaves this host, enforced in the kernel; what is not listed is denied and recorded.
+#[derive(Debug, Parser)]
+#[command(
+    name = "guard",
+    version = VERSION.as_str(),
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    after_help = "Exit codes: 0 good · 1 the answer is \"no\" · 2 wrong usage · 3 it could not be done\n\
+                  Start here: guard check policy.yaml · guard run policy.yaml --audit · guard status"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Accepted by every command.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Global {
+    /// Print JSON (one object, or one a line) instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// Which guard: accepted by every command that talks to a running one.
+#[derive(Clone, Debug, Args)]
+pub struct InstanceArgs {
+    /// Name of the instance; several can run on one machine, each in its own network namespace
+    #[arg(long, value_name = "NAME", default_value = "default", env = "GUARD_INSTANCE", value_parser = instance_name)]
+    pub instance: String,
+    /// Where its state lies [default: /var/lib/guard/NAME]
+    #[arg(long, value_name = "DIR", env = "GUARD_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+impl InstanceArgs {
+    /// The state directory: as given, else the instance's own under the default root.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT).join(&self.instance))
+    }
+}
+
+/// Instances are directories in bpffs and in the state root: no separators, no dots at the start.
+fn instance_name(name: &str) -> Result<String, String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 64 || name.starts_with('.') || !name.chars().all(good) {
+        return Err("use up to 64 letters, digits, '-', '_' or '.', not beginning with '.'".to_owned());
+    }
+    Ok(name.to_owned())
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Check(check::CheckArgs),
+    Explain(explain::ExplainArgs),
+    Test(test::TestArgs),
+    Replay(replay::ReplayArgs),
+    Run(run::RunArgs),
+    Reload(reload::ReloadArgs),
+    Confirm(confirm::ConfirmArgs),
+    Rollback(rollback::RollbackArgs),
+    Status(status::StatusArgs),
+    Flows(flows::FlowsArgs),
+    Release(release::ReleaseArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
+}
+
+/// Runs the command of this process's arguments.
+#[must_use]
+pub fn main() -> ExitCode {
+    run_with(std::env::args_os()).into()
+}
+
+fn run_with(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Good };
+            // Nothing is left to do where even this cannot be printed.
+            let _ = error.print();
+            return exit;
+        }
+    };
+    match dispatch(cli) {
+        Ok(exit) => exit,
+        Err(error) if is_broken_pipe(&error) => Exit::Good,
+        Err(error) => {
+            let text = output::escape(&format!("{error:#}"));
+            let _ = writeln!(io::stderr(), "{} {text}", output::Style::stderr().error("error:"));
+            Exit::CouldNot
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Check(args) => check::run(&args, global),
+        Command::Explain(args) => explain::run(&args, global),
+        Command::Test(args) => test::run(&args, global),
+        Command::Replay(args) => replay::run(&args, global),
+        Command::Run(args) => run::run(&args, global),
+        Command::Reload(args) => reload::run(&args, global),
+        Command::Confirm(args) => confirm::run(&args, global),
+        Command::Rollback(args) => rollback::run(&args, global),
+        Command::Status(args) => status::run(&args, global),
+        Command::Flows(args) => flows::run(&args, global),
+        Command::Release(args) => release::run(&args, global),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
+    }
+}
+
+/// A reader that has seen enough (`guard flows | head`) is no failure.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe))
+}
+
+/// The whole command line, for completions and man pages.
+fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// What a command says whose part this build leaves out.
+#[derive(Debug, thiserror::Error)]
+#[error("`guard {command}` is not available in this build")]
+pub struct NotAvailable {
+    pub command: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(arguments: &[&str]) -> Exit {
+        run_with(arguments.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_teaches_by_an_example() {
+        for sub in command().get_subcommands() {
+            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&format!("guard {}", sub.get_name())), "{} has no example", sub.get_name());
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_2_and_help_is_0() {
+        assert_eq!(exit(&["guard", "no-such-command"]), Exit::Usage);
+        assert_eq!(exit(&["guard", "check"]), Exit::Usage);
+        assert_eq!(exit(&["guard", "status", "--instance", "../up"]), Exit::Usage);
+        assert_eq!(exit(&["guard", "--help"]), Exit::Good);
+        assert_eq!(exit(&["guard", "--version"]), Exit::Good);
+    }
+
+    #[test]
+    fn the_version_names_the_object() {
+        assert!(VERSION.contains(OBJECT_SHA256));
+    }
+}
