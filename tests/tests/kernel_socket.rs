@@ -142,9 +142,15 @@ fn attach(programs: &mut Programs, cgroup: &Cgroup) -> Result<()> {
         // Links always allow others beside them; the kernel refuses flags that say so.
         let mode = CgroupAttachMode::Single;
         match program {
-            Program::CgroupSockAddr(program) => drop(program.attach(directory, mode).context(name.to_owned())?),
-            Program::CgroupSockopt(program) => drop(program.attach(directory, mode).context(name.to_owned())?),
-            Program::CgroupSock(program) => drop(program.attach(directory, mode).context(name.to_owned())?),
+            Program::CgroupSockAddr(program) => {
+                program.attach(directory, mode).context(name.to_owned())?;
+            }
+            Program::CgroupSockopt(program) => {
+                program.attach(directory, mode).context(name.to_owned())?;
+            }
+            Program::CgroupSock(program) => {
+                program.attach(directory, mode).context(name.to_owned())?;
+            }
             Program::CgroupSkb(program) => {
                 let hook =
                     if name.ends_with("egress") { CgroupSkbAttachType::Egress } else { CgroupSkbAttachType::Ingress };
