@@ -136,6 +136,7 @@ fn map_fd(map: &Map) -> Result<BorrowedFd<'_>> {
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const TABLE_FLAGS: u32 = BPF_F_INNER_MAP | BPF_F_RDONLY_PROG | BPF_F_MMAPABLE;
@@ -246,4 +247,26 @@ pub fn update_batch<V>(map: BorrowedFd<'_>, values: &[V]) -> Result<()> {
     };
     bpf(BPF_MAP_UPDATE_BATCH, &mut attr).context("BPF_MAP_UPDATE_BATCH")?;
     Ok(())
+}
+
+/// Reads the first elements of an array.
+pub fn lookup_batch<V>(map: BorrowedFd<'_>, values: &mut [V]) -> Result<()> {
+    let mut keys = vec![0_u32; values.len()];
+    let mut next = 0_u32;
+    let mut attr = attr();
+    attr.batch = Batch {
+        in_batch: 0,
+        out_batch: (&raw mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: values.len() as u32,
+        map_fd: map.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        // The end of the map was reached.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other.map(drop).context("BPF_MAP_LOOKUP_BATCH"),
+    }
 }

@@ -1,1 +1,3 @@
 pub mod bpf;
+pub mod probe;
+pub mod random;
