@@ -8,3 +8,4 @@ pub mod flow;
 pub mod recorder;
 pub mod sink;
 pub mod sweep;
+pub mod view;
