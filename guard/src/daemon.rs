@@ -4,3 +4,4 @@ pub mod control;
 pub mod impact;
 pub mod report;
 pub mod state_dir;
+pub mod way_back;

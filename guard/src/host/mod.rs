@@ -5,6 +5,7 @@ pub mod conntrack;
 pub mod firewalls;
 pub mod held;
 mod netlink;
+pub mod picture;
 pub mod processes;
 pub mod route;
 pub mod session;

@@ -1,0 +1,88 @@
+//! All that is read of the host before a policy is enforced, in one go.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io::{self, IsTerminal},
+    net::IpAddr,
+};
+
+use guard_common::abi::Flow;
+
+use super::{
+    NetlinkError,
+    conntrack::{self, Tracked},
+    held::{self, HeldFlow, Network},
+    processes::Processes,
+    route::{self, Routes},
+    session::{self, Session},
+    sock_diag::{self, Sockets, SocketsError},
+};
+use crate::record::flow::Key;
+
+#[derive(Debug, thiserror::Error)]
+pub enum PictureError {
+    #[error(transparent)]
+    Sockets(#[from] SocketsError),
+    #[error("cannot list this host's own addresses: {0}")]
+    Addresses(NetlinkError),
+    #[error("cannot read connection tracking: {0}")]
+    Conntrack(NetlinkError),
+    #[error("cannot read /proc: {0}")]
+    Processes(#[from] io::Error),
+}
+
+/// Sockets, processes, forwarded flows and addresses, as they were at one moment.
+#[derive(Debug)]
+pub struct Picture {
+    pub sockets: Sockets,
+    pub processes: Processes,
+    pub tracked: Vec<Tracked>,
+    pub conntrack: conntrack::Source,
+    pub own: HashSet<IpAddr>,
+    unix_peers: HashMap<u32, u32>,
+}
+
+impl Picture {
+    pub fn read() -> Result<Self, PictureError> {
+        let sockets = sock_diag::sockets()?;
+        let (tracked, conntrack) = conntrack::tracked().map_err(PictureError::Conntrack)?;
+        Ok(Self {
+            sockets,
+            tracked,
+            conntrack,
+            own: route::own_addresses().map_err(PictureError::Addresses)?,
+            processes: Processes::read()?,
+            // Only multiplexers are found by these; a kernel without them has the terminals still.
+            unix_peers: sock_diag::unix_peers().unwrap_or_default(),
+        })
+    }
+
+    /// The flows that cross a guarded interface. `tables`: what guard's own tables hold.
+    pub fn held(&self, guarded: &dyn Fn(u32) -> bool, tables: Vec<(Key, Flow)>) -> Vec<HeldFlow> {
+        let network = Network { own: &self.own, guarded };
+        let mut routes = Routes::default();
+        held::merge([
+            held::of_sockets(&self.sockets, &self.processes, &network, &mut routes),
+            held::of_conntrack(&self.tracked, &network, &mut routes),
+            held::of_tables(tables),
+        ])
+    }
+
+    /// What carries the terminal of this process.
+    #[must_use]
+    pub fn session(&self) -> Session {
+        let host = session::Host {
+            processes: &self.processes,
+            sockets: &self.sockets,
+            unix_peers: &self.unix_peers,
+            own: &self.own,
+        };
+        session::find(&host, std::process::id(), std::env::var("SSH_CONNECTION").ok().as_deref())
+    }
+}
+
+/// Whether a person sits at this command: any of its standard streams is a terminal.
+#[must_use]
+pub fn on_terminal() -> bool {
+    io::stdin().is_terminal() || io::stdout().is_terminal() || io::stderr().is_terminal()
+}
