@@ -4,7 +4,10 @@
 //! It depends on none of the other crates, so that it still builds when the committed eBPF object is older than its
 //! sources and `guard` refuses to: it is the way out of that state.
 
+mod demo;
 mod ebpf;
+mod lab;
+mod packages;
 mod shell;
 mod test;
 mod vm;
@@ -21,6 +24,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    Demo(demo::Args),
     Ebpf(ebpf::Args),
     /// Run every check and test there is; installs what is missing when root
     Test(test::Args),
@@ -31,6 +35,7 @@ enum Task {
 /// As for `guard`: 0 good, 1 the answer is "no", 3 could not do it (clap itself: 2).
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
+        Task::Demo(args) => demo::run(&args),
         Task::Ebpf(args) => ebpf::run(&args).map(|()| true),
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),

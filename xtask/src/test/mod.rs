@@ -5,11 +5,10 @@
 
 mod leftovers;
 mod licences;
-mod packages;
 mod report;
 mod steps;
 
-use crate::shell;
+use crate::{packages, shell};
 use anyhow::{Context as _, Result};
 use report::{Report, Result as Outcome};
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! The ladder: what is checked, in which order, with what it needs.
 
-use super::packages::{self, Need};
 use super::{Outcome, Run, leftovers, licences};
+use crate::packages::{self, Need};
 use crate::{shell, vm};
 use anyhow::{Context as _, Result, bail};
 use std::io::Write as _;

@@ -122,6 +122,21 @@ pub const NETWORK: &[Need] = &[
     program!("util-linux", "nsenter"),
 ];
 
+/// What the demo's hosts run, and its walls.
+pub const DEMO: &[Need] = &[
+    ROOT_NEED,
+    program!("iproute2", "ip"),
+    program!("util-linux", "unshare"),
+    program!("openssh-server", "sshd"),
+    program!("openssh-client", "ssh-keygen"),
+    program!("nginx-light", "nginx"),
+    program!("dnsmasq-base", "dnsmasq"),
+    program!("netcat-openbsd", "nc"),
+    program!("curl", "curl"),
+    program!("busybox-static", "busybox"),
+    program!("iputils-ping", "ping"),
+];
+
 /// To check the parser against another one.
 pub const CORPUS: &[Need] = &[program!("tshark", "tshark"), program!("dpkg-dev", "dpkg-source")];
 
