@@ -21,8 +21,7 @@ pub fn unique() -> String {
 pub fn is_orphan(name: &str) -> bool {
     let Some(rest) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('-')) else { return false };
     let mut parts = rest.split('-');
-    let (Some(Ok(pid)), Some(Ok(start))) =
-        (parts.next().map(str::parse::<u32>), parts.next().map(str::parse::<u64>))
+    let (Some(Ok(pid)), Some(Ok(start))) = (parts.next().map(str::parse::<u32>), parts.next().map(str::parse::<u64>))
     else {
         return false;
     };

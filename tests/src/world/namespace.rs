@@ -117,7 +117,6 @@ impl Namespace {
     pub fn interface_index(&self, name: &str) -> u32 {
         self.run(|| nix::net::if_::if_nametoindex(name)).unwrap_or_else(|error| panic!("interface {name}: {error}"))
     }
-
 }
 
 impl Deref for Namespace {
