@@ -1,6 +1,10 @@
 //! The run loop and what it keeps.
 
+pub mod change;
 pub mod control;
+pub mod engine;
+#[cfg(test)]
+mod fake;
 pub mod impact;
 pub mod report;
 pub mod state_dir;

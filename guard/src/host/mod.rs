@@ -10,5 +10,6 @@ pub mod processes;
 pub mod route;
 pub mod session;
 pub mod sock_diag;
+pub mod watch;
 
 pub use netlink::NetlinkError;

@@ -39,7 +39,7 @@ pub struct Picture {
     pub tracked: Vec<Tracked>,
     pub conntrack: conntrack::Source,
     pub own: HashSet<IpAddr>,
-    unix_peers: HashMap<u32, u32>,
+    pub unix_peers: HashMap<u32, u32>,
 }
 
 impl Picture {

@@ -1,0 +1,342 @@
+//! One change of the policy in force, as `run`, `reload`, SIGHUP and a step of the clock make it: decide what the host
+//! holds, refuse or go on, publish, read back, keep.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use guard_common::abi::{Flow, Slot, StateWord};
+use serde::Serialize;
+
+use super::{
+    engine::{Engine, ReadBack},
+    impact::{Candidate, Impact, assess},
+    state_dir::{Kept, Manifest, StateDir},
+    way_back::{Within, spare_session},
+};
+use crate::{
+    host::{held::HeldFlow, picture::Picture, session::Session},
+    policy::{
+        compile::{Clocks, Compiled, compile},
+        model::{Mode, Policy},
+    },
+    record::{
+        clock::{Clock, boot_now, unix_now},
+        flow::Key,
+    },
+};
+
+/// What is to be put in force, and how.
+#[derive(Clone, Debug)]
+pub struct Change<'a> {
+    pub policy: &'a Policy,
+    /// The file that it was read from.
+    pub source: &'a Path,
+    /// `--audit`: the policy's modes are audit already; remembered for the next reload.
+    pub audit: bool,
+    pub dry_run: bool,
+    pub cut_me: bool,
+    pub within: Within,
+    /// A person sits at this command.
+    pub on_terminal: bool,
+}
+
+/// What became of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Changed {
+    pub policy: String,
+    pub policy_sha256: String,
+    /// False for `--dry-run`.
+    pub published: bool,
+    pub generation: u32,
+    /// Seconds until it is undone unless confirmed.
+    pub confirm_within: Option<u64>,
+    #[serde(flatten)]
+    pub impact: Impact,
+}
+
+/// The tables of a policy for the flows and interfaces of this moment.
+pub struct Examined {
+    pub compiled: Compiled,
+    pub clocks: Clocks,
+    pub held: Vec<HeldFlow>,
+    pub session: Session,
+    pub impact: Impact,
+}
+
+/// Both clocks, now.
+#[must_use]
+pub fn clocks() -> Clocks {
+    Clocks { unix_ns: unix_now(), boot_ns: boot_now() }
+}
+
+/// Decides all that the host holds. Changes nothing. `guarded`: whether an interface is; `tables`: flows already known.
+pub fn examine(
+    policy: &Policy,
+    generation: u32,
+    picture: &Picture,
+    guarded: &dyn Fn(u32) -> bool,
+    tables: Vec<(Key, Flow)>,
+) -> anyhow::Result<Examined> {
+    let clocks = clocks();
+    let compiled = compile(policy, clocks, generation)?;
+    let held = picture.held(guarded, tables);
+    let session = picture.session();
+    let class = |index| {
+        let name = nix::net::if_::if_indextoname(index).ok().and_then(|name| name.into_string().ok());
+        name.map_or(0, |name| compiled.interface_class(&name))
+    };
+    let candidate = Candidate { nodes: &compiled.nodes, policy, class: &class, now: clocks.boot_ns };
+    let impact = assess(&candidate, &held, &session);
+    Ok(Examined { compiled, clocks, held, session, impact })
+}
+
+/// Refuses what the change itself forbids: cutting the session that asks.
+pub fn permit(change: &Change<'_>, examined: &Examined) -> anyhow::Result<()> {
+    if !change.cut_me {
+        let Examined { impact, held, compiled, clocks, .. } = examined;
+        spare_session(impact, held, change.policy, compiled, *clocks)?;
+    }
+    Ok(())
+}
+
+/// The whole change. The caller holds the state directory's lock. On any error before the flip nothing has changed.
+pub fn change(
+    engine: &mut dyn Engine,
+    state: &StateDir,
+    picture: &Picture,
+    change: &Change<'_>,
+) -> anyhow::Result<Changed> {
+    settle(engine, state)?;
+    let before = engine.read_back()?;
+    if before.state.word.is_pending() && !change.dry_run {
+        anyhow::bail!("a change is still unconfirmed: `guard confirm` or `guard rollback` first; nothing was changed");
+    }
+    let generation = engine.next_generation()?;
+    let interfaces = engine.interfaces()?;
+    let guarded: HashSet<u32> =
+        interfaces.iter().filter(|interface| interface.guarded).map(|interface| interface.index).collect();
+    let known = engine.flows()?;
+    let in_tables: HashSet<Key> = known.iter().map(|(key, _)| *key).collect();
+    let examined = examine(change.policy, generation, picture, &|index| guarded.contains(&index), known)?;
+    let sha256 = hex(&change.policy.sha256);
+    let mut changed = Changed {
+        policy: change.policy.name.clone(),
+        policy_sha256: sha256.clone(),
+        published: false,
+        generation,
+        confirm_within: None,
+        impact: examined.impact.clone(),
+    };
+    if change.dry_run {
+        return Ok(changed);
+    }
+    permit(change, &examined)?;
+
+    let source = std::path::absolute(change.source)?;
+    let files = change
+        .policy
+        .files
+        .iter()
+        .map(|file| std::path::absolute(file.as_path()))
+        .collect::<Result<Vec<PathBuf>, _>>()?;
+    let manifest =
+        Manifest::new(change.policy.name.clone(), sha256, generation, source, change.audit, examined.clocks.unix_ns);
+    state.prepare(&manifest, &files)?;
+
+    // What began before guard, and no packet has shown yet: judged like any other from its next packet on.
+    let now = engine.now()?;
+    let adopted: Vec<(Key, Flow)> = examined
+        .held
+        .iter()
+        .filter(|flow| !in_tables.contains(&flow.key))
+        .map(|flow| (flow.key, flow.adopted(now.boot_ns, now.jiffies)))
+        .collect();
+    engine.adopt(&adopted)?;
+
+    let enforces = change.policy.inbound == Mode::Enforce || change.policy.outbound == Mode::Enforce;
+    let deadline = change.within.deadline(change.on_terminal, examined.session.is_remote(), enforces);
+    engine.publish(&examined.compiled, deadline)?;
+    verify(&engine.read_back()?, &examined.compiled, deadline)?;
+    state.promote(&manifest)?;
+    changed.published = true;
+    changed.confirm_within = deadline.map(|time| time.as_secs());
+    Ok(changed)
+}
+
+/// Completes a rollback whose deadline has passed, in the kernel and in the state directory. True if there was one.
+pub fn settle(engine: &mut dyn Engine, state: &StateDir) -> anyhow::Result<bool> {
+    if !engine.settle()? {
+        return Ok(false);
+    }
+    follow_rollback(engine, state)?;
+    Ok(true)
+}
+
+/// Brings the state directory after a rollback in step with the kernel.
+pub fn follow_rollback(engine: &dyn Engine, state: &StateDir) -> anyhow::Result<()> {
+    let generation = in_force(&engine.read_back()?).map_or(0, |(_, generation)| generation);
+    let kept = |kept| -> anyhow::Result<Option<u32>> { Ok(state.manifest(kept)?.map(|manifest| manifest.generation)) };
+    if kept(Kept::Active)? != Some(generation) && (generation == 0 || kept(Kept::Previous)? == Some(generation)) {
+        state.roll_back()?;
+    }
+    Ok(())
+}
+
+/// The slot and generation that judge now; `None`: no policy.
+#[must_use]
+pub fn in_force(read: &ReadBack) -> Option<(Slot, u32)> {
+    let slot = read.state.word.effective_slot(read.boot_ns);
+    let info = read.state.slots.get(usize::from(slot.0))?;
+    (slot != Slot::NONE && info.generation != 0).then_some((slot, info.generation))
+}
+
+/// The flip is believed only as far as it is read back.
+fn verify(read: &ReadBack, compiled: &Compiled, deadline: Option<Duration>) -> anyhow::Result<()> {
+    let Some((slot, generation)) = in_force(read) else {
+        anyhow::bail!("read back after the change: the kernel has no policy in force");
+    };
+    if generation != compiled.generation {
+        anyhow::bail!("read back after the change: generation {generation} is in force, not {}", compiled.generation);
+    }
+    if read.policies[usize::from(slot.0)] != Some(compiled.policy_sha256) {
+        anyhow::bail!("read back after the change: the tables of generation {generation} are not this policy's");
+    }
+    if read.state.slots[usize::from(slot.0)].flags != compiled.flags {
+        anyhow::bail!("read back after the change: generation {generation} has other flags than were published");
+    }
+    if deadline.is_some() != StateWord::is_pending(read.state.word) {
+        anyhow::bail!("read back after the change: the deadline is not as it was asked for");
+    }
+    Ok(())
+}
+
+/// Names of a policy's rules, in the order of their numbers.
+#[must_use]
+pub fn labels(policy: &Policy) -> Vec<String> {
+    policy.rules.iter().map(crate::policy::model::Rule::label).collect()
+}
+
+/// In which directions it drops: `[inbound, outbound]`.
+#[must_use]
+pub fn enforces(policy: &Policy) -> [bool; 2] {
+    [policy.inbound == Mode::Enforce, policy.outbound == Mode::Enforce]
+}
+
+/// With `--audit`, whatever mode it names.
+#[must_use]
+pub fn audited(mut policy: Policy, audit: bool) -> Policy {
+    if audit {
+        policy.inbound = Mode::Audit;
+        policy.outbound = Mode::Audit;
+    }
+    policy
+}
+
+/// Whether wall time was stepped since the policy in force was compiled: its expiries then hold at the wrong time.
+#[must_use]
+pub fn stepped(before: Clock, now: Clock) -> bool {
+    now.stepped_since(before).abs() > 500_000_000
+}
+
+/// Lower case.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::fake::{FakeEngine, empty_picture, policy_in};
+
+    fn asked<'a>(policy: &'a Policy, source: &'a Path) -> Change<'a> {
+        Change {
+            policy,
+            source,
+            audit: false,
+            dry_run: false,
+            cut_me: false,
+            within: Within::ByTerminal,
+            on_terminal: false,
+        }
+    }
+
+    #[test]
+    fn publishes_reads_back_and_keeps() {
+        let home = tempfile::tempdir().unwrap();
+        let (policy, source) = policy_in(home.path(), "one", Mode::Enforce);
+        let state = StateDir::create(&home.path().join("state")).unwrap();
+        let mut engine = FakeEngine::default();
+        let changed = change(&mut engine, &state, &empty_picture(), &asked(&policy, &source)).unwrap();
+        assert!(changed.published);
+        assert_eq!((changed.generation, changed.confirm_within), (1, None));
+        let kept = state.manifest(Kept::Active).unwrap().unwrap();
+        assert_eq!((kept.generation, kept.name.as_str()), (1, "one"));
+        assert_eq!(in_force(&engine.read_back().unwrap()).unwrap().1, 1);
+    }
+
+    #[test]
+    fn a_dry_run_changes_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        let (policy, source) = policy_in(home.path(), "one", Mode::Enforce);
+        let state = StateDir::create(&home.path().join("state")).unwrap();
+        let mut engine = FakeEngine::default();
+        let mut asked = asked(&policy, &source);
+        asked.dry_run = true;
+        let changed = change(&mut engine, &state, &empty_picture(), &asked).unwrap();
+        assert!(!changed.published);
+        assert_eq!(in_force(&engine.read_back().unwrap()), None);
+        assert_eq!(state.manifest(Kept::Active).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_unconfirmed_blocks_the_next_change_and_comes_undone_at_its_deadline() {
+        let home = tempfile::tempdir().unwrap();
+        let state = StateDir::create(&home.path().join("state")).unwrap();
+        let mut engine = FakeEngine::default();
+        let (one, source) = policy_in(home.path(), "one", Mode::Enforce);
+        change(&mut engine, &state, &empty_picture(), &asked(&one, &source)).unwrap();
+        let (two, source) = policy_in(home.path(), "two", Mode::Enforce);
+        let mut asked_two = asked(&two, &source);
+        asked_two.within = Within::For(Duration::from_secs(30));
+        let changed = change(&mut engine, &state, &empty_picture(), &asked_two).unwrap();
+        assert_eq!((changed.generation, changed.confirm_within), (2, Some(30)));
+        let refused = change(&mut engine, &state, &empty_picture(), &asked(&one, &source)).unwrap_err();
+        assert!(refused.to_string().contains("unconfirmed"), "{refused}");
+
+        engine.pass(Duration::from_secs(31));
+        assert_eq!(in_force(&engine.read_back().unwrap()).unwrap().1, 1);
+        assert!(settle(&mut engine, &state).unwrap());
+        assert_eq!(state.manifest(Kept::Active).unwrap().unwrap().name, "one");
+        assert!(!settle(&mut engine, &state).unwrap());
+    }
+
+    #[test]
+    fn a_first_policy_that_is_not_confirmed_leaves_none() {
+        let home = tempfile::tempdir().unwrap();
+        let state = StateDir::create(&home.path().join("state")).unwrap();
+        let mut engine = FakeEngine::default();
+        let (policy, source) = policy_in(home.path(), "one", Mode::Enforce);
+        let mut asked = asked(&policy, &source);
+        asked.within = Within::For(Duration::from_secs(30));
+        change(&mut engine, &state, &empty_picture(), &asked).unwrap();
+        engine.roll_back().unwrap();
+        follow_rollback(&engine, &state).unwrap();
+        assert_eq!(in_force(&engine.read_back().unwrap()), None);
+        assert_eq!(state.manifest(Kept::Active).unwrap(), None);
+    }
+
+    #[test]
+    fn a_kernel_that_did_something_else_is_not_believed() {
+        let home = tempfile::tempdir().unwrap();
+        let (policy, source) = policy_in(home.path(), "one", Mode::Enforce);
+        let state = StateDir::create(&home.path().join("state")).unwrap();
+        let mut engine = FakeEngine { forges_policy: true, ..FakeEngine::default() };
+        let error = change(&mut engine, &state, &empty_picture(), &asked(&policy, &source)).unwrap_err();
+        assert!(error.to_string().contains("not this policy's"), "{error}");
+        assert_eq!(state.manifest(Kept::Active).unwrap(), None);
+    }
+}

@@ -1,0 +1,76 @@
+//! What the daemon and the commands ask of the kernel's side: the seam at which their tests stand.
+
+use std::{os::fd::BorrowedFd, time::Duration};
+
+use guard_common::{
+    Direction, Reason,
+    abi::{Counter, Event, Flow, LOST_SLOTS, State},
+};
+
+use super::report::{Hook, InterfaceLine};
+use crate::{
+    policy::compile::Compiled,
+    record::{flow::Key, sweep::Now},
+};
+
+/// An instance that is attached. Every answer is read from the kernel when it is asked.
+pub trait Engine {
+    /// The number that the next policy gets.
+    fn next_generation(&self) -> anyhow::Result<u32>;
+
+    /// Puts a policy in force by one flip, verified by reading it back. With a deadline it is undone then, by the kernel
+    /// itself, unless [`Self::confirm`] comes. Refused while one is pending.
+    fn publish(&mut self, compiled: &Compiled, within: Option<Duration>) -> anyhow::Result<()>;
+
+    /// Keeps what is pending. Refused in the last second, and where nothing is pending.
+    fn confirm(&mut self) -> anyhow::Result<()>;
+
+    /// Brings back what held before the pending change.
+    fn roll_back(&mut self) -> anyhow::Result<()>;
+
+    /// Completes a rollback whose deadline has passed; true if there was one.
+    fn settle(&mut self) -> anyhow::Result<bool>;
+
+    fn read_back(&self) -> anyhow::Result<ReadBack>;
+
+    /// Interfaces known to the programs.
+    fn interfaces(&self) -> anyhow::Result<Vec<InterfaceLine>>;
+
+    /// Looks at the interfaces again: attaches to those that are to be guarded, forgets those that are gone.
+    fn refresh(&mut self) -> anyhow::Result<()>;
+
+    /// All flows held.
+    fn flows(&self) -> anyhow::Result<Vec<(Key, Flow)>>;
+
+    /// Adds flows that began before guard, where the programs have not seen them yet.
+    fn adopt(&mut self, flows: &[(Key, Flow)]) -> anyhow::Result<()>;
+
+    /// Forgets flows whose time is over.
+    fn delete(&mut self, keys: &[Key]) -> anyhow::Result<()>;
+
+    /// Both clocks of the programs.
+    fn now(&self) -> anyhow::Result<Now>;
+
+    /// Readable when events wait.
+    fn events_fd(&self) -> BorrowedFd<'_>;
+
+    /// Takes at most `most` events that wait; how many there were.
+    fn drain_events(&mut self, most: usize, each: &mut dyn FnMut(&Event)) -> usize;
+}
+
+/// What the kernel holds, read at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct ReadBack {
+    pub state: State,
+    /// SHA-256 of the policy in each slot's tables; `None` where a slot is empty.
+    pub policies: [Option<[u8; 32]>; 3],
+    pub hooks: Vec<Hook>,
+    pub counters: Vec<(Reason, Direction, bool, Counter)>,
+    pub lost: [u64; LOST_SLOTS as usize],
+    /// Of the generation that judges now, by rule number.
+    pub rule_flows: Vec<u64>,
+    /// What this kernel lacks, in words.
+    pub missing: Vec<String>,
+    /// Boot-time nanoseconds of the reading.
+    pub boot_ns: u64,
+}
