@@ -138,6 +138,7 @@ reasons! {
     Sealed = 37, Deny, "sealed", "a socket option or family that goes round the firewall";
     EssentialOff = 38, Deny, "essential_off", "essential traffic that the policy switches off";
     NoHandshake = 39, Deny, "no_handshake", "TCP that cannot belong to a connection";
+    IcmpAnswerUnknown = 40, Deny, "icmp_answer_unknown", "an ICMP answer that nobody here asked for";
 }
 
 impl Reason {
