@@ -94,10 +94,7 @@ fn malformed_ipv4() {
 #[test]
 fn source_routes_wherever_they_stand() {
     for option in [131, 137] {
-        assert_eq!(
-            refusal(&ipv4(6, 0, &[1, option, 7, 4, 192, 0, 2, 9], &tcp(ACK))),
-            Some(Reason::SourceRoute)
-        );
+        assert_eq!(refusal(&ipv4(6, 0, &[1, option, 7, 4, 192, 0, 2, 9], &tcp(ACK))), Some(Reason::SourceRoute));
         // Behind another option, and as a length only: not one.
         assert_eq!(refusal(&ipv4(6, 0, &[148, 4, 0, 0, option, 3, 4, 0], &tcp(ACK))), Some(Reason::SourceRoute));
         assert_eq!(refusal(&ipv4(6, 0, &[68, 4, option, 0], &tcp(ACK))), None);

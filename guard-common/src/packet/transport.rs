@@ -177,12 +177,7 @@ impl Service {
             (false, 14 | 16 | 18) | (true, 129 | 140) => (kind - 1, true),
             _ => (kind, false),
         };
-        Self {
-            service: (question as u16) << 8 | code as u16,
-            identifier: 0,
-            query,
-            answer: query && question != kind,
-        }
+        Self { service: (question as u16) << 8 | code as u16, identifier: 0, query, answer: query && question != kind }
     }
 
     /// Source port, destination port.
