@@ -4,6 +4,7 @@
 //! It depends on none of the other crates, so that it still builds when the committed eBPF object is older than its
 //! sources and `guard` refuses to: it is the way out of that state.
 
+mod bench;
 mod demo;
 mod ebpf;
 mod lab;
@@ -24,6 +25,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    Bench(bench::Args),
     Demo(demo::Args),
     Ebpf(ebpf::Args),
     /// Run every check and test there is; installs what is missing when root
@@ -35,6 +37,7 @@ enum Task {
 /// As for `guard`: 0 good, 1 the answer is "no", 3 could not do it (clap itself: 2).
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
+        Task::Bench(args) => bench::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Ebpf(args) => ebpf::run(&args).map(|()| true),
         Task::Test(args) => test::run(&args),
