@@ -5,6 +5,7 @@ pub mod control;
 pub mod engine;
 #[cfg(test)]
 mod fake;
+pub mod gather;
 pub mod impact;
 pub mod report;
 pub mod state_dir;
