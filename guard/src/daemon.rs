@@ -7,6 +7,8 @@ pub mod engine;
 mod fake;
 pub mod gather;
 pub mod impact;
+pub mod kept;
 pub mod report;
+pub mod run_loop;
 pub mod state_dir;
 pub mod way_back;

@@ -31,7 +31,7 @@ pub struct FakeEngine {
     pub generation: u32,
     /// Reads back another policy than was published.
     pub forges_policy: bool,
-    pub events: std::io::Stdin,
+    pub events: (std::io::PipeReader, std::io::PipeWriter),
 }
 
 impl Default for FakeEngine {
@@ -43,7 +43,7 @@ impl Default for FakeEngine {
             boot_ns: 1_000_000_000_000,
             generation: 0,
             forges_policy: false,
-            events: std::io::stdin(),
+            events: std::io::pipe().unwrap(),
         }
     }
 }
@@ -124,7 +124,7 @@ impl Engine for FakeEngine {
     }
 
     fn events_fd(&self) -> BorrowedFd<'_> {
-        self.events.as_fd()
+        self.events.0.as_fd()
     }
 
     fn drain_events(&mut self, _most: usize, _each: &mut dyn FnMut(&Event)) -> usize {

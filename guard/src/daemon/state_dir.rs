@@ -179,10 +179,21 @@ impl StateDir {
         Ok(Some(manifest))
     }
 
+    /// Where the copies of a policy's files lie, each by its absolute path.
+    #[must_use]
+    pub fn files(&self, kept: Kept) -> PathBuf {
+        self.path.join(kept.name()).join("files")
+    }
+
+    /// The active policy was published again, as it is, under another number.
+    pub fn set_generation(&self, manifest: &Manifest, generation: u32) -> Result<(), StateError> {
+        self.write_manifest(Kept::Active, &Manifest { generation, ..manifest.clone() })
+    }
+
     /// The copy of the policy's first file.
     #[must_use]
     pub fn policy_file(&self, kept: Kept, manifest: &Manifest) -> PathBuf {
-        mirrored(&self.path.join(kept.name()).join("files"), &manifest.source)
+        mirrored(&self.files(kept), &manifest.source)
     }
 
     /// Copies a policy's files to `next/`. They become `active/` by [`Self::promote`], once they are published.
