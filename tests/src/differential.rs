@@ -1,14 +1,15 @@
 //! Deciders against the referee, on generated policies and questions; and what was covered.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, ops::Range, thread};
 
 use guard::policy::{
     compile::{Clocks, Compiled, compile},
-    model::Policy,
+    model::{Mode, Policy, Rule},
 };
 use guard_common::{
     Direction, Reason, Verdict,
-    decide::{Decision, Descriptor, Question, Subject, decide, local_class, root_node},
+    abi::{self, SlotFlags},
+    decide::{Decision, Descriptor, Header, Question, Subject, decide, local_class, root_node},
 };
 
 use crate::{
@@ -23,11 +24,15 @@ pub trait Decider {
     /// Answers all questions, each with its moment (boot-time nanoseconds), by these tables.
     fn decide(&mut self, compiled: &Compiled, questions: &[(Question, u64)]) -> anyhow::Result<Vec<Decision>>;
 
-    /// Whether it asks a clock of its own: it is then given policies whose rules expire hours from now only.
-    fn own_clock(&self) -> bool {
-        false
+    /// Now, on a clock of its own: it is then given policies whose rules expire hours from now only. `None`: it decides
+    /// at the moments that it is told.
+    fn own_clock(&self) -> Option<Clocks> {
+        None
     }
 }
+
+/// The moment at which policies are compiled, for deciders without a clock.
+pub const CLOCKS: Clocks = Clocks { unix_ns: 1_900_000_000_123_456_789, boot_ns: 1 << 52 };
 
 /// [`decide`] over the nodes in memory.
 pub struct Userspace;
@@ -106,17 +111,31 @@ pub fn expected_coverage() -> Vec<String> {
     expected
 }
 
+/// Whether tables and referee agree on a range of seeds, in two threads; the first that do not are an error.
+pub fn check_all(seeds: Range<u64>, questions: usize) -> anyhow::Result<Coverage> {
+    let run = move |seeds: Range<u64>| {
+        let mut coverage = Coverage::default();
+        for seed in seeds {
+            check(seed, questions, &mut Userspace, &mut coverage)?;
+        }
+        anyhow::Ok(coverage)
+    };
+    let half = seeds.start + (seeds.end - seeds.start) / 2;
+    let other = thread::spawn(move || run(half..seeds.end));
+    let mut coverage = run(seeds.start..half)?;
+    coverage.add(other.join().map_err(|_| anyhow::anyhow!("a check panicked"))??);
+    Ok(coverage)
+}
+
 /// Asks `count` questions of the policy of one seed. An error says what differs and how to see it again.
-pub fn check(
-    seed: u64,
-    count: usize,
-    clocks: Clocks,
-    decider: &mut dyn Decider,
-    coverage: &mut Coverage,
-) -> anyhow::Result<()> {
-    let times = if decider.own_clock() { Times::Coarse } else { Times::Exact };
+pub fn check(seed: u64, count: usize, decider: &mut dyn Decider, coverage: &mut Coverage) -> anyhow::Result<()> {
+    let (clocks, times) = match decider.own_clock() {
+        Some(clocks) => (clocks, Times::Coarse),
+        None => (CLOCKS, Times::Exact),
+    };
     let policy = generate::policy(seed, clocks, times);
     let compiled = compile(&policy, clocks, seed as u32)?;
+    header(&policy, &compiled, seed, clocks)?;
     of_policy(&compiled, coverage);
 
     let mut random = Random(!seed);
@@ -197,6 +216,34 @@ fn answer(decision: &Decision) -> Option<Answer> {
         }),
         _ => None,
     }
+}
+
+/// What is said of the tables as a whole, in their first node and beside them.
+fn header(policy: &Policy, compiled: &Compiled, seed: u64, clocks: Clocks) -> anyhow::Result<()> {
+    let header = &compiled.nodes[Header::NODE as usize].0;
+    let counts = [compiled.nodes.len() as u32, policy.rules.len() as u32, seed as u32, compiled.flags.0];
+    anyhow::ensure!(header[..2] == [Header::MAGIC, abi::VERSION], "seed {seed}: magic and version {header:?}");
+    anyhow::ensure!(header[2..6] == counts, "seed {seed}: {header:?} does not say {counts:?}");
+    anyhow::ensure!(
+        header[8..].iter().all(|word| word.to_le_bytes() == [seed as u8; 4]),
+        "seed {seed}: hash {header:?}"
+    );
+    let flags = compiled.flags;
+    let asks = |what: fn(&Rule) -> bool| {
+        policy.rules.iter().any(|rule| what(rule) && rule.expires.is_none_or(|expires| expires > clocks.unix_ns))
+    };
+    let said = [
+        (flags.enforces(Direction::Inbound), policy.inbound == Mode::Enforce),
+        (flags.enforces(Direction::Outbound), policy.outbound == Mode::Enforce),
+        (flags.has(SlotFlags::BY_INTERFACE), asks(|rule| rule.interface.is_some())),
+        (flags.has(SlotFlags::BY_LOCAL), asks(|rule| rule.local.is_some())),
+        (flags.has(SlotFlags::ARP), policy.essentials.arp),
+        (flags.has(SlotFlags::DHCPV4), policy.essentials.dhcp),
+        (flags.has(SlotFlags::DHCPV6), policy.essentials.dhcpv6),
+        (flags.has(SlotFlags::LLDP), policy.essentials.lldp),
+    ];
+    anyhow::ensure!(said.iter().all(|(flag, policy)| flag == policy), "seed {seed}: flags {said:?}");
+    Ok(())
 }
 
 fn of_policy(compiled: &Compiled, coverage: &mut Coverage) {

@@ -100,10 +100,15 @@ pub fn policy(seed: u64, clocks: Clocks, times: Times) -> Policy {
         name: format!("generated {seed}"),
         sha256: [seed as u8; 32],
         files: vec![],
-        inbound: Mode::Enforce,
-        outbound: Mode::Audit,
+        inbound: if random.percent(50) { Mode::Audit } else { Mode::Enforce },
+        outbound: if random.percent(50) { Mode::Audit } else { Mode::Enforce },
         rules,
-        essentials: Essentials::default(),
+        essentials: Essentials {
+            arp: random.percent(50),
+            dhcp: random.percent(50),
+            lldp: random.percent(50),
+            ..Essentials::default()
+        },
         tests: vec![],
     }
 }
