@@ -67,13 +67,23 @@ pub fn policy(seed: u64, clocks: Clocks, times: Times) -> Policy {
     let v6: Vec<u128> = (0..4).map(|_| landmark_v6(random)).chain([0, u128::MAX]).collect();
     let big = random.percent(2);
     let mut sets: Vec<Arc<AddressSet>> = (0..1 + random.below(6)).map(|_| set(random, &v4, &v6, big)).collect();
+    // Sometimes nearly everything is in many sets, and the others stand out of that.
+    let deep = random.percent(10);
+    if deep {
+        sets.extend((1..7).map(|off| {
+            Arc::new(AddressSet {
+                v4: vec![(off, u32::MAX - off)],
+                v6: vec![(off.into(), u128::MAX - u128::from(off))],
+            })
+        }));
+    }
     // Equal content behind another pointer.
     let copy = random.of(&sets).as_ref().clone();
     sets.push(Arc::new(copy));
     let any = Arc::new(AddressSet { v4: vec![(0, u32::MAX)], v6: vec![(0, u128::MAX)] });
     let ports: Vec<u32> = (0..4).map(|_| random.next() as u32 & 0xffff).chain([0, 1, 22, 443, 65535]).collect();
 
-    let count = if random.percent(3) { 100 } else { 1 + random.below(14) };
+    let count = if deep || random.percent(2) { 60 } else { 1 + random.below(14) };
     // Expiries fall on few moments, so that several rules share one.
     let moments: Vec<i128> = (0..3).map(|_| expiry(random, clocks, times)).collect();
     let many_ports = random.percent(10);
@@ -149,7 +159,7 @@ const fn landmark_v6(random: &mut Random) -> u128 {
 }
 
 fn set(random: &mut Random, v4: &[u32], v6: &[u128], big: bool) -> Arc<AddressSet> {
-    let count = if big { 300 + random.below(3000) } else { random.below(6) };
+    let count = if big { 300 + random.below(3000) } else { random.below(8) };
     let (mut ranges_v4, mut ranges_v6) = (Vec::new(), Vec::new());
     let clustered = random.percent(50);
     let cluster_v4 = *random.of(v4);

@@ -1,0 +1,181 @@
+//! Would the differential test notice? Each mutant is one small error, put into a copy of `decide` or the compiler; the
+//! comparison with the referee must then fail. A mutant that no longer applies, or does not build, is an error too.
+//!
+//! The copy is a workspace of its own with just what takes part, so that a mutant costs seconds. `GUARD_MUTANT` runs
+//! those whose name contains it.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+#[path = "../mutants/list.rs"]
+mod list;
+
+use list::{MUTANTS, Mutant};
+
+#[test]
+fn every_mutant_is_caught() -> Result<()> {
+    ensure!(MUTANTS.len() >= 20);
+    let only = std::env::var("GUARD_MUTANT").unwrap_or_default();
+    let copy = Copied::make()?;
+    copy.build().context("the copy without a mutant")?;
+    ensure!(copy.agrees()?, "the copy without a mutant: tables and referee differ");
+
+    let mut survived = Vec::new();
+    let chosen: Vec<&Mutant> = MUTANTS.iter().filter(|mutant| mutant.name.contains(&only)).collect();
+    for mutant in &chosen {
+        let began = Instant::now();
+        let original = copy.apply(mutant)?;
+        let caught = copy.build().and_then(|()| Ok(!copy.agrees()?));
+        fs::write(copy.path(mutant), original)?;
+        let caught = caught.with_context(|| format!("mutant \"{}\"", mutant.name))?;
+        let seconds = began.elapsed().as_secs_f32();
+        println!("{} {} ({seconds:.1} s)", if caught { "caught  " } else { "SURVIVED" }, mutant.name);
+        if !caught {
+            survived.push(mutant.name);
+        }
+    }
+    println!("{} of {} mutants caught", chosen.len() - survived.len(), chosen.len());
+    ensure!(survived.is_empty(), "not caught: {survived:?}");
+    Ok(())
+}
+
+/// The workspace that mutants are put into.
+struct Copied(PathBuf);
+
+/// What is copied, and where to: the shared crate, the pure part of `guard`, and the referee's side.
+const SOURCES: &[(&str, &str)] = &[
+    ("guard-common/src", "guard-common/src"),
+    ("guard/src/policy/compile", "guard/src/policy/compile"),
+    ("guard/src/policy/model.rs", "guard/src/policy/model.rs"),
+    ("tests/src/differential.rs", "referee/src/differential.rs"),
+    ("tests/src/generate.rs", "referee/src/generate.rs"),
+    ("tests/src/referee.rs", "referee/src/referee.rs"),
+    ("Cargo.lock", "Cargo.lock"),
+];
+
+const WORKSPACE: &str = r#"
+[workspace]
+resolver = "3"
+members = ["guard-common", "guard", "referee"]
+[profile.dev]
+debug = false
+opt-level = 1
+"#;
+const GUARD_COMMON: &str = r#"
+[package]
+name = "guard-common"
+edition = "2024"
+"#;
+const GUARD: &str = r#"
+[package]
+name = "guard"
+edition = "2024"
+[dependencies]
+guard-common = { path = "../guard-common" }
+hashbrown = { version = "0.17", default-features = false, features = ["default-hasher", "inline-more"] }
+serde = { version = "1", features = ["derive"] }
+thiserror = "2"
+"#;
+const GUARD_LIB: &str = "pub mod policy { pub mod compile; pub mod model; }";
+const REFEREE: &str = r#"
+[package]
+name = "referee"
+edition = "2024"
+[dependencies]
+guard-common = { path = "../guard-common" }
+guard = { path = "../guard" }
+anyhow = "1"
+"#;
+/// Exit status 0: they agree. 10: they do not; a panic too is a difference.
+const REFEREE_MAIN: &str = r#"
+mod differential; mod generate; mod referee;
+fn main() {
+    let agrees = std::panic::catch_unwind(|| differential::check_all(0..3000, 40).is_ok());
+    std::process::exit(if agrees.unwrap_or(false) { 0 } else { 10 });
+}
+"#;
+
+impl Copied {
+    fn make() -> Result<Self> {
+        let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutants");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace's root")?;
+        for part in ["guard-common", "guard", "referee"] {
+            match fs::remove_dir_all(to.join(part)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+        for (from, into) in SOURCES {
+            copy(&root.join(from), &to.join(into)).with_context(|| format!("copying {from}"))?;
+        }
+        for (file, text) in [
+            ("Cargo.toml", WORKSPACE),
+            ("guard-common/Cargo.toml", GUARD_COMMON),
+            ("guard/Cargo.toml", GUARD),
+            ("guard/src/lib.rs", GUARD_LIB),
+            ("referee/Cargo.toml", REFEREE),
+            ("referee/src/main.rs", REFEREE_MAIN),
+        ] {
+            fs::write(to.join(file), text)?;
+        }
+        Ok(Self(to))
+    }
+
+    fn path(&self, mutant: &Mutant) -> PathBuf {
+        self.0.join(mutant.file)
+    }
+
+    /// Returns the file as it was.
+    fn apply(&self, mutant: &Mutant) -> Result<String> {
+        let original = fs::read_to_string(self.path(mutant))?;
+        let found = original.matches(mutant.from).count();
+        ensure!(found == 1, "mutant \"{}\" applies {found} times in {}, not once", mutant.name, mutant.file);
+        fs::write(self.path(mutant), original.replace(mutant.from, mutant.to))?;
+        Ok(original)
+    }
+
+    fn build(&self) -> Result<()> {
+        // What was fetched for this workspace is all that is needed.
+        let output = self.cargo(&["build", "--quiet", "--offline"])?;
+        ensure!(output.status.success(), "does not build:\n{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    fn agrees(&self) -> Result<bool> {
+        let output = Command::new("timeout").arg("60").arg(self.0.join("target/debug/referee")).output()?;
+        match output.status.code() {
+            Some(0) => Ok(true),
+            Some(10 | 124) => Ok(false),
+            _ => bail!("ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr)),
+        }
+    }
+
+    fn cargo(&self, arguments: &[&str]) -> Result<Output> {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        Ok(Command::new(cargo)
+            .args(arguments)
+            .current_dir(&self.0)
+            .env("CARGO_TARGET_DIR", self.0.join("target"))
+            .env_remove("RUSTFLAGS")
+            .output()?)
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    if from.is_file() {
+        fs::create_dir_all(to.parent().unwrap_or(to))?;
+        fs::copy(from, to)?;
+        return Ok(());
+    }
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        copy(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
