@@ -15,7 +15,8 @@ pub struct FlowKeyV4 {
     pub local: u32,
     pub remote_port: u16,
     pub local_port: u16,
-    /// Protocol in the low byte; above it the interface's index (24 bits) where the remote is link-local, else 0.
+    /// Protocol in the low byte; above it the interface's index (24 bits) where the remote means something on its link
+    /// only (169.254.0.0/16, 224.0.0.0/4, 255.255.255.255; fe80::/10, ff00::/8), else 0.
     pub protocol_scope: u32,
 }
 
@@ -67,7 +68,8 @@ pub struct Flow {
 impl Flow {
     /// A packet of the other direction was seen.
     pub const ANSWERED: u16 = 1;
-    /// Began before guard: put there by userspace from sock_diag or conntrack, or adopted by its socket.
+    /// Began before a policy was in force: put there by userspace from sock_diag or conntrack, met while tracking, or
+    /// adopted without its handshake.
     pub const ADOPTED: u16 = 1 << 1;
     /// Userspace has written the record of its beginning.
     pub const REPORTED: u16 = 1 << 2;
@@ -131,7 +133,30 @@ pub struct FragmentValue {
     pub reserved: u32,
 }
 
+/// Key of the `NOTES` LRU hash; its value is a `u64`, the jiffies when it was noted. What the link has told, which
+/// essential traffic goes by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct NoteKey {
+    /// [`NoteKind`].
+    pub kind: u32,
+    pub ifindex: u32,
+    pub value: [u32; 4],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum NoteKind {
+    /// A DHCP transaction that a client of this host began: its identifier, then 4 or 6.
+    DhcpTransaction = 1,
+    /// The IPv4 address of a DHCP server on the link. Userspace may note the server of a lease that is older than guard.
+    DhcpServer = 2,
+    /// An IPv6 address that neighbour discovery has shown to be on the link.
+    Neighbour = 3,
+}
+
 const _: () = {
+    assert!(size_of::<NoteKey>() == 24);
     assert!(size_of::<FlowKeyV4>() == 16 && size_of::<FlowKeyV6>() == 40);
     assert!(size_of::<Flow>() == 88 && align_of::<Flow>() == 8);
     assert!(size_of::<FragmentKeyV4>() == 16 && size_of::<FragmentKeyV6>() == 44);

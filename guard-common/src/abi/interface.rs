@@ -18,6 +18,10 @@ impl Interface {
     pub const NO_ETHERNET: u32 = 1 << 2;
     /// Port of a bridge of this host that runs spanning tree.
     pub const SPANNING_TREE: u32 = 1 << 3;
+    /// A MACsec device of this host stands on it, and is guarded.
+    pub const MACSEC_ABOVE: u32 = 1 << 4;
+    /// A PPPoE session of this host runs over it, and its device is guarded.
+    pub const PPPOE_ABOVE: u32 = 1 << 5;
 }
 
 const _: () = assert!(size_of::<Interface>() == 16);

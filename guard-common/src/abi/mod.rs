@@ -12,7 +12,7 @@ mod state;
 
 pub use counters::{COUNTERS, Counter, LOST_SLOTS, Lost, RuleCounter, counter_index};
 pub use event::{Event, EventKind, HEAD_BYTES, Owner};
-pub use flow::{Flow, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6, FragmentValue, TcpState};
+pub use flow::{Flow, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6, FragmentValue, NoteKey, NoteKind, TcpState};
 pub use globals::{ClockReading, Features};
 pub use interface::Interface;
 pub use state::{Slot, SlotFlags, SlotInfo, State, StateWord};

@@ -17,12 +17,12 @@ const LONGEST_V6: u32 = 1280 - 40;
 pub fn parse<B: Bytes + ?Sized>(bytes: &B, at: u32, rest: u32, packet: &mut Packet) -> Option<()> {
     let inner = at + ERROR;
     let (transport, protocol) = if packet.family == 4 {
-        if rest < ERROR + 28 || rest > LONGEST_V4 {
+        if !(ERROR + 28..=LONGEST_V4).contains(&rest) {
             return None;
         }
         ipv4(bytes, inner, packet)?
     } else {
-        if rest < ERROR + 48 || rest > LONGEST_V6 {
+        if !(ERROR + 48..=LONGEST_V6).contains(&rest) {
             return None;
         }
         ipv6(bytes, inner, packet)?

@@ -286,11 +286,11 @@ fn leaves_by(remote: IpAddr, bound: u32, network: &Network<'_>, routes: &mut Rou
 }
 
 fn key(protocol: u8, remote: SocketAddr, local: SocketAddr, interface: u32) -> Option<Key> {
-    let link_local = match remote.ip() {
-        IpAddr::V4(address) => address.is_link_local(),
+    let on_link = match remote.ip() {
+        IpAddr::V4(address) => address.is_link_local() || address.is_multicast() || address.is_broadcast(),
         IpAddr::V6(address) => address.is_unicast_link_local() || address.is_multicast(),
     };
-    let scope = if link_local { interface } else { 0 };
+    let scope = if on_link { interface } else { 0 };
     Key::new(protocol, remote.ip(), remote.port(), local.ip(), local.port(), scope)
 }
 

@@ -1,0 +1,62 @@
+//! Fragments: the first decides, the later ones follow it for 30 s.
+
+use super::{Context, Family, Host, Judgement, host::Flows};
+use crate::{Reason, Verdict, abi::FragmentValue, decide::Outcome, packet::Packet};
+
+const SECONDS: u64 = 30;
+
+/// A later fragment.
+#[inline(always)]
+pub fn follow<F: Family, H: Host + Flows<F>>(host: &H, context: &Context, packet: &Packet) -> Judgement {
+    if context.is_tracking() {
+        return Judgement::tracking(context.direction);
+    }
+    let outcome = match fresh::<F, H>(host, context, packet) {
+        // One that an older generation has judged stands for nothing: a packet is never judged by two.
+        Some(first) if first.generation == context.generation => match first.outcome.verdict() {
+            Verdict::Allow => Outcome::without_rule(Reason::Fragment),
+            Verdict::Deny => first.outcome,
+        },
+        _ => Outcome::without_rule(Reason::FragmentNoFirst),
+    };
+    Judgement::of_no_flow(context, outcome)
+}
+
+/// Whether another first fragment of the same packet said something else.
+#[inline(always)]
+pub fn conflicts<F: Family, H: Host + Flows<F>>(host: &H, context: &Context, packet: &Packet) -> bool {
+    match fresh::<F, H>(host, context, packet) {
+        Some(first) => first.generation == context.generation && first.ports != ports(packet),
+        None => false,
+    }
+}
+
+/// Keeps what a first fragment was given. `false`: it could not be kept.
+#[inline(always)]
+pub fn enter<F: Family, H: Host + Flows<F>>(
+    host: &mut H,
+    context: &Context,
+    packet: &Packet,
+    outcome: Outcome,
+) -> bool {
+    let value = FragmentValue {
+        seen: host.jiffies(),
+        ports: ports(packet),
+        generation: context.generation,
+        outcome,
+        reserved: 0,
+    };
+    Flows::<F>::insert_fragment(host, &F::fragment_key(packet, context), &value)
+}
+
+#[inline(always)]
+fn fresh<F: Family, H: Host + Flows<F>>(host: &H, context: &Context, packet: &Packet) -> Option<FragmentValue> {
+    let first = Flows::<F>::find_fragment(host, &F::fragment_key(packet, context))?;
+    let now = host.jiffies();
+    if now > first.seen && now - first.seen > SECONDS * host.hz() { None } else { Some(first) }
+}
+
+#[inline(always)]
+const fn ports(packet: &Packet) -> u32 {
+    (packet.source_port as u32) << 16 | packet.destination_port as u32
+}
