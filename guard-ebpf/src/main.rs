@@ -10,6 +10,7 @@ mod globals;
 mod hooks;
 mod maps;
 mod record;
+mod skb;
 mod tables;
 mod verifier;
 

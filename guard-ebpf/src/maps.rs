@@ -14,6 +14,7 @@ use guard_common::{
         FragmentValue, Interface, LOST_SLOTS, Owner, RuleCounter, Slot, State,
     },
     decide::Node,
+    packet::Packet,
 };
 
 /// Flags of the inner maps of [`TABLES`]: any size, read-only for programs, and mappable, since such arrays lie on
@@ -93,6 +94,10 @@ pub static NEAR_V6: LpmTrie<[u32; 4], u8> = LpmTrie::with_max_entries(16_384, BP
 /// [`Features::NETNS_COOKIE_SOCKOPT`]: guard_common::abi::Features::NETNS_COOKIE_SOCKOPT
 #[map]
 pub static SOCKETS: HashMap<u64, u8> = HashMap::with_max_entries(FLOWS, BPF_F_NO_PREALLOC);
+
+/// The packet in hand: written by the parser, read by the judge.
+#[map]
+pub static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 
 /// The last reading of the `clock` program.
 #[map]
