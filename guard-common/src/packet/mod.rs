@@ -1,13 +1,14 @@
 //! Bytes to a [`Packet`]: what the judge needs to know of a frame, and nothing else looks at bytes.
 //!
 //! The way: [`bytes`] → [`ethernet`] → [`ipv4`] or [`ipv6`] → [`transport`], and for essential traffic its exact form
-//! ([`link_local`], [`dhcp`]), for ICMP errors the packet that they quote ([`quoted`]).
+//! ([`essential`]: [`link_local`], [`dhcp`]), for ICMP errors the packet that they quote ([`quoted`]).
 //!
 //! The result is written to one place, which the kernel keeps in a per-CPU map: a program parses, gets that map's element
 //! again and judges what it reads there. So all ways of parsing are one way from there on, to the verifier too.
 
 pub mod bytes;
 pub mod dhcp;
+pub mod essential;
 pub mod ethernet;
 pub mod ipv4;
 pub mod ipv6;
@@ -107,6 +108,13 @@ impl Packet {
         self.flags & flag != 0
     }
 
+    /// Whether [`parse_essential`] has something to look at.
+    #[must_use]
+    #[inline(always)]
+    pub const fn needs_second_look(&self) -> bool {
+        self.essential != Essential::No as u8 && self.transport_at != 0 && self.refused == Self::NOT_REFUSED
+    }
+
     /// Why it cannot be judged by a policy.
     #[must_use]
     #[inline(always)]
@@ -148,6 +156,16 @@ pub enum Essential {
 /// Frames that are neither IPv4 nor IPv6 leave `family` 0, and `essential` says what they may be.
 #[inline(always)]
 pub fn parse<B: Bytes + ?Sized>(bytes: &B, link: Link, length: u32, packet: &mut Packet) {
+    parse_headers(bytes, link, length, packet);
+    if packet.needs_second_look() {
+        parse_essential(bytes, packet);
+    }
+}
+
+/// The first half of [`parse`]: the headers. In the kernel each half is a function of its own, which the verifier walks
+/// once (together, and from every way of coming to them, they were 710,951 instructions to it; apart, 135,250).
+#[inline(always)]
+pub fn parse_headers<B: Bytes + ?Sized>(bytes: &B, link: Link, length: u32, packet: &mut Packet) {
     packet.family = 0;
     packet.protocol = 0;
     packet.flags = 0;
@@ -163,6 +181,15 @@ pub fn parse<B: Bytes + ?Sized>(bytes: &B, link: Link, length: u32, packet: &mut
         Ok(()) => Packet::NOT_REFUSED,
         Err(reason) => reason as u8,
     };
+}
+
+/// The second half, where [`Packet::needs_second_look`]: whether essential traffic has exactly the form that its protocol
+/// has ([`Packet::WELL_FORMED`]).
+#[inline(always)]
+pub fn parse_essential<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) {
+    if essential::is_well_formed(bytes, packet) {
+        packet.flags |= Packet::WELL_FORMED;
+    }
 }
 
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! Ports: TCP (RFC 9293), UDP (768), UDP-Lite (3828), SCTP (9260), ICMP (792) and ICMPv6 (4443). Other protocols have
 //! none.
 
-use super::{Bytes, Essential, Packet, bytes::LIMIT, dhcp, link_local, quoted};
+use super::{Bytes, Essential, Packet, bytes::LIMIT};
 use crate::Reason;
 
 pub const ICMP: u8 = 1;
@@ -96,24 +96,11 @@ fn udp<B: Bytes + ?Sized>(bytes: &B, at: u32, rest: u32, packet: &mut Packet) ->
     if (length < 8 && !(length == 0 && rest > 0xffff)) || (length > rest && !fragment) {
         return Err(Reason::BadTransport);
     }
-    let (essential, to_server) = match (packet.family, packet.source_port, packet.destination_port) {
-        (4, 68, 67) => (Essential::Dhcpv4, true),
-        (4, 67, 68) => (Essential::Dhcpv4, false),
-        (6, 546, 547) => (Essential::Dhcpv6, true),
-        (6, 547, 546) => (Essential::Dhcpv6, false),
-        _ => return Ok(()),
-    };
-    packet.essential = essential as u8;
-    let well_formed = !fragment
-        && length == rest
-        && if essential == Essential::Dhcpv4 {
-            dhcp::v4(bytes, at + 8, rest - 8, to_server, packet)
-        } else {
-            dhcp::v6(bytes, at + 8, rest - 8, packet)
-        };
-    if well_formed {
-        packet.flags |= Packet::WELL_FORMED;
-    }
+    packet.essential = match (packet.family, packet.source_port, packet.destination_port) {
+        (4, 68, 67) | (4, 67, 68) => Essential::Dhcpv4,
+        (6, 546, 547) | (6, 547, 546) => Essential::Dhcpv6,
+        _ => Essential::No,
+    } as u8;
     Ok(())
 }
 
@@ -134,27 +121,13 @@ fn icmp<B: Bytes + ?Sized>(bytes: &B, at: u32, rest: u32, packet: &mut Packet) -
         packet.flags |= Packet::ICMP_ANSWER;
     }
 
-    let essential = match (v6, kind) {
+    packet.essential = match (v6, kind) {
         (false, 3 | 11 | 12) | (true, 1..=4) => Essential::IcmpError,
         (false, 5) | (true, 137) => Essential::IcmpRedirect,
         (true, 133..=136) => Essential::NeighbourDiscovery,
         (true, 130..=132 | 143) => Essential::Mld,
-        _ => return Ok(()),
-    };
-    packet.essential = essential as u8;
-    // None of them is ever fragmented (for neighbour discovery: RFC 6980).
-    let well_formed = !packet.is(Packet::FRAGMENT)
-        && match essential {
-            Essential::IcmpError => quoted::parse(bytes, at, rest, packet).is_some(),
-            Essential::NeighbourDiscovery => {
-                link_local::neighbour_discovery(bytes, at, rest, kind, code, packet).unwrap_or(false)
-            }
-            Essential::Mld => link_local::mld(bytes, at, rest, kind, code).unwrap_or(false),
-            _ => false,
-        };
-    if well_formed {
-        packet.flags |= Packet::WELL_FORMED;
-    }
+        _ => Essential::No,
+    } as u8;
     Ok(())
 }
 
