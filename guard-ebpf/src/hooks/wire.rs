@@ -22,13 +22,13 @@ fn wire(context: &TcContext, _direction: Direction) -> i32 {
     let skb = context.skb.skb;
     // SAFETY: the kernel's context.
     if unsafe { parse_frame(skb) } != 0 {
-        return 2;
+        return NEXT;
     }
-    let Some(packet) = PACKET.get_ptr_mut(0) else { return 2 };
+    let Some(packet) = PACKET.get_ptr_mut(0) else { return NEXT };
     if unsafe { (*packet).needs_second_look() } && unsafe { parse_essential(skb) } != 0 {
-        return 2;
+        return NEXT;
     }
-    if unsafe { (*packet).refused } != Packet::NOT_REFUSED { 2 } else { NEXT }
+    NEXT
 }
 
 #[unsafe(no_mangle)]
