@@ -6,3 +6,4 @@ pub mod host;
 pub mod object;
 pub mod policy;
 pub mod record;
+pub mod text;

@@ -1,8 +1,12 @@
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 use clap::Args;
 
-use super::{Exit, Global, NotAvailable};
+use super::{
+    Exit, Global,
+    output::{Style, escape_line, json_line, print},
+};
+use crate::policy::{self, Loaded, diagnostics::Diagnostics};
 
 /// Check a policy: every error and warning at once, each with its place and the fix
 #[derive(Debug, Args)]
@@ -15,6 +19,71 @@ pub struct CheckArgs {
     pub effective: bool,
 }
 
-pub fn run(_args: &CheckArgs, _global: &Global) -> anyhow::Result<Exit> {
-    Err(NotAvailable { command: "check" }.into())
+pub fn run(args: &CheckArgs, global: &Global) -> anyhow::Result<Exit> {
+    let (found, loaded) = match policy::load(&args.policy) {
+        Ok(loaded) => (loaded.warnings.clone(), Some(loaded)),
+        Err(found) => (found, None),
+    };
+    if global.json {
+        let mut answer = serde_json::json!({
+            "valid": loaded.is_some(),
+            "errors": found.of(policy::diagnostics::Level::Error).count(),
+            "warnings": found.of(policy::diagnostics::Level::Warning).count(),
+            "diagnostics": found.json(),
+        });
+        if let Some(Loaded { policy, .. }) = &loaded {
+            answer["policy"] = policy.name.clone().into();
+            answer["policy_sha256"] = policy::effective::hex(&policy.sha256).into();
+            answer["rules"] = policy.rules.len().into();
+            if args.effective {
+                answer["effective"] = policy::effective::yaml(policy).into();
+            }
+        }
+        json_line(&answer)?;
+    } else if args.effective && loaded.is_some() {
+        // What it says of the policy goes beside it, so that the policy itself can go into a file.
+        show(&found, true)?;
+    } else {
+        show(&found, false)?;
+    }
+    let Some(loaded) = loaded else {
+        return Ok(Exit::No);
+    };
+    if !global.json {
+        if args.effective {
+            print(&policy::effective::yaml(&loaded.policy))?;
+        } else {
+            print(&summary(&loaded, &found))?;
+        }
+    }
+    Ok(Exit::Good)
+}
+
+/// Prints diagnostics; to standard error where standard output has another use.
+pub(super) fn show(found: &Diagnostics, to_stderr: bool) -> io::Result<()> {
+    let style = if to_stderr { Style::stderr() } else { Style::stdout() };
+    let mut text = found.render(style.has_colour());
+    if found.has_errors() {
+        text.push_str(&format!("{}; nothing was changed\n", style.error(&found.summary())));
+    }
+    if to_stderr {
+        io::Write::write_all(&mut io::stderr(), text.as_bytes())
+    } else if text.is_empty() {
+        Ok(())
+    } else {
+        print(&text)
+    }
+}
+
+fn summary(loaded: &Loaded, found: &Diagnostics) -> String {
+    let policy = &loaded.policy;
+    let style = Style::stdout();
+    format!(
+        "{} {}: {} rules, {} tests, {}",
+        style.good("valid"),
+        escape_line(&policy.name),
+        policy.rules.len(),
+        policy.tests.len(),
+        found.summary()
+    )
 }

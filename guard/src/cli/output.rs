@@ -1,14 +1,14 @@
 //! How everything is printed: colour that only adds, strings from outside made harmless, tables, times.
 
-use std::{
-    fmt::Write as _,
-    io::{self, IsTerminal, Write},
-};
+use std::io::{self, IsTerminal, Write};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
-pub use crate::record::clock::for_people as utc;
+pub use crate::{
+    record::clock::for_people as utc,
+    text::{escape, escape_line},
+};
 
 /// Colours, or none.
 #[derive(Clone, Copy, Debug)]
@@ -83,35 +83,6 @@ fn colour_wanted() -> bool {
         && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Text from outside (a policy, a process's arguments, a packet) with everything made visible that could steer a
-/// terminal or reorder what is read: control characters except newline and tab, and Unicode's bidirectional and
-/// invisible format characters.
-#[must_use]
-pub fn escape(text: &str) -> String {
-    let mut harmless = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' | '\t' => harmless.push(c),
-            c if steers(c) => {
-                let _ = write!(harmless, "\\u{{{:x}}}", c as u32);
-            }
-            c => harmless.push(c),
-        }
-    }
-    harmless
-}
-
-/// [`escape`], on one line.
-#[must_use]
-pub fn escape_line(text: &str) -> String {
-    escape(text).replace('\n', "\\n").replace('\t', "\\t")
-}
-
-fn steers(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{61c}')
-}
-
 /// A table without borders, as wide as it needs to be.
 #[must_use]
 pub fn table(header: &[&str]) -> Table {
@@ -140,13 +111,6 @@ pub fn print(text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nothing_from_outside_steers_the_terminal() {
-        assert_eq!(escape("a\x1b[2Jb\u{202e}c\r"), "a\\u{1b}[2Jb\\u{202e}c\\u{d}");
-        assert_eq!(escape_line("two\nlines"), "two\\nlines");
-        assert_eq!(escape("naïve → fine\n"), "naïve → fine\n");
-    }
 
     #[test]
     fn plain_has_no_colour() {

@@ -1,7 +1,65 @@
-//! The way of a policy: YAML as written (`yaml`) → typed and checked ([`model`]) → tables (`compile`).
+//! The way of a policy: YAML as written ([`yaml`], [`syntax`]) → typed and checked ([`read`], [`validate`], [`model`]) →
+//! tables ([`compile`]).
 //!
 //! Pure: reads the policy's files and nothing else; the kernel is not asked.
 
+use std::path::Path;
+
+use jiff::Timestamp;
+
+pub mod address_set;
+pub mod addresses;
 pub mod compile;
+pub mod diagnostics;
+pub mod effective;
+pub mod essentials;
+pub mod files;
+pub mod flow_query;
+pub mod groups;
+pub mod include;
+pub mod lists;
 pub mod model;
 pub mod nearest;
+pub mod read;
+pub mod services;
+pub mod source;
+pub mod syntax;
+pub mod validate;
+pub mod warnings;
+pub mod yaml;
+
+use diagnostics::Diagnostics;
+use include::Files;
+use model::Policy;
+
+/// A policy without errors.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub policy: Policy,
+    /// Only warnings.
+    pub warnings: Diagnostics,
+}
+
+/// Reads a policy with all its files. On errors: all of them, and the warnings that could be made out beside them.
+pub fn load(path: &Path) -> Result<Loaded, Diagnostics> {
+    let mut files = Files::default();
+    files.read(path);
+    finish(files)
+}
+
+/// The same for a text; `name` stands for its path, which what it includes is relative to.
+pub fn load_str(name: &str, text: &str) -> Result<Loaded, Diagnostics> {
+    let mut files = Files::default();
+    files.read_str(Path::new(name), text);
+    finish(files)
+}
+
+fn finish(mut files: Files) -> Result<Loaded, Diagnostics> {
+    let policy = validate::validate(&mut files, Timestamp::now());
+    let mut found = files.reporter.found;
+    found.sort();
+    match policy {
+        Some(policy) if !found.has_errors() => Ok(Loaded { policy, warnings: found }),
+        _ => Err(found),
+    }
+}

@@ -1,0 +1,43 @@
+//! Text from outside (a policy, a process's arguments, a packet) made harmless before people see it.
+
+use std::fmt::Write as _;
+
+/// Makes everything visible that could steer a terminal or reorder what is read: control characters except newline and
+/// tab, and Unicode's bidirectional and invisible format characters.
+#[must_use]
+pub fn escape(text: &str) -> String {
+    let mut harmless = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => harmless.push(c),
+            c if steers(c) => {
+                let _ = write!(harmless, "\\u{{{:x}}}", c as u32);
+            }
+            c => harmless.push(c),
+        }
+    }
+    harmless
+}
+
+/// [`escape`], on one line.
+#[must_use]
+pub fn escape_line(text: &str) -> String {
+    escape(text).replace('\n', "\\n").replace('\t', "\\t")
+}
+
+fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{61c}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_from_outside_steers_the_terminal() {
+        assert_eq!(escape("a\x1b[2Jb\u{202e}c\r"), "a\\u{1b}[2Jb\\u{202e}c\\u{d}");
+        assert_eq!(escape_line("two\nlines"), "two\\nlines");
+        assert_eq!(escape("naïve → fine\n"), "naïve → fine\n");
+    }
+}
