@@ -156,7 +156,10 @@ fn build(repository: &Path, stage: &Path, toolchain: &Toolchain, linker: &Linker
     for file in sources::files(repository)? {
         let to = workspace.join(&file);
         fs::create_dir_all(to.parent().context("a source file without directory")?)?;
-        fs::copy(repository.join(&file), to)?;
+        match file.file_name().is_some_and(|name| name == "Cargo.toml") {
+            true => fs::write(to, without_tests(&fs::read_to_string(repository.join(&file))?))?,
+            false => drop(fs::copy(repository.join(&file), to)?),
+        }
     }
     fs::write(workspace.join("Cargo.toml"), STAGE)?;
     fs::copy(repository.join("guard-ebpf/Cargo.lock"), workspace.join("Cargo.lock"))?;
@@ -181,6 +184,18 @@ fn build(repository: &Path, stage: &Path, toolchain: &Toolchain, linker: &Linker
     }
     let release = target.join(TARGET).join("release");
     Ok(Built { object: fs::read(release.join("guard"))?, probe: fs::read(release.join("probe"))? })
+}
+
+/// A manifest without what only tests depend on: no part of the object, and not in the lock file of the stage.
+fn without_tests(manifest: &str) -> String {
+    let mut within = false;
+    let lines = manifest.lines().filter(|line| {
+        if line.starts_with('[') {
+            within = line.trim() == "[dev-dependencies]";
+        }
+        !within
+    });
+    lines.map(|line| format!("{line}\n")).collect()
 }
 
 /// Paths of this machine, and what stands for them in the object. Later ones win over earlier ones.
