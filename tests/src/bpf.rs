@@ -30,8 +30,6 @@ const BPF_F_INNER_MAP: u32 = 1 << 12;
 /// One loaded object.
 pub struct Programs {
     pub ebpf: Ebpf,
-    /// Inner maps, which the array of maps alone would keep too; held for reading.
-    tables: Vec<OwnedFd>,
 }
 
 impl Programs {
@@ -50,19 +48,21 @@ impl Programs {
     pub fn load_maps<'a>(object: &[u8], configure: impl FnOnce(&mut EbpfLoader<'a>)) -> Result<Self> {
         let mut loader = EbpfLoader::new();
         configure(&mut loader);
-        Ok(Self { ebpf: loader.load(object)?, tables: Vec::new() })
+        Ok(Self { ebpf: loader.load(object)? })
     }
 
     /// Puts a generation's nodes and counters into a slot.
     pub fn fill(&mut self, slot: Slot, nodes: &[Node], rules: u32) -> Result<()> {
+        self.fill_nodes(slot, nodes)?;
+        let counters = create_array(BPF_MAP_TYPE_ARRAY, size_of::<RuleCounter>(), rules.max(1), BPF_F_INNER_MAP)?;
+        set_inner(self.map("RULE_COUNTERS")?, slot, counters.as_fd())
+    }
+
+    /// Only what decides. The array of maps keeps the map that it is given.
+    pub fn fill_nodes(&mut self, slot: Slot, nodes: &[Node]) -> Result<()> {
         let table = create_array(BPF_MAP_TYPE_ARRAY, size_of::<Node>(), nodes.len() as u32, TABLE_FLAGS)?;
         update_batch(table.as_fd(), nodes)?;
-        set_inner(self.map("TABLES")?, slot, table.as_fd())?;
-        let counters = create_array(BPF_MAP_TYPE_ARRAY, size_of::<RuleCounter>(), rules.max(1), BPF_F_INNER_MAP)?;
-        set_inner(self.map("RULE_COUNTERS")?, slot, counters.as_fd())?;
-        self.tables.push(table);
-        self.tables.push(counters);
-        Ok(())
+        set_inner(self.map("TABLES")?, slot, table.as_fd())
     }
 
     pub fn set_state(&self, state: &State) -> Result<()> {

@@ -1,6 +1,13 @@
 //! Deciders against the referee, on generated policies and questions; and what was covered.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, ops::Range, thread};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::IpAddr,
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
 
 use guard::policy::{
     compile::{Clocks, Compiled, compile},
@@ -35,6 +42,7 @@ pub trait Decider {
 pub const CLOCKS: Clocks = Clocks { unix_ns: 1_900_000_000_123_456_789, boot_ns: 1 << 52 };
 
 /// [`decide`] over the nodes in memory.
+#[derive(Clone, Copy)]
 pub struct Userspace;
 
 impl Decider for Userspace {
@@ -111,20 +119,31 @@ pub fn expected_coverage() -> Vec<String> {
     expected
 }
 
-/// Whether tables and referee agree on a range of seeds, in two threads; the first that do not are an error.
-pub fn check_all(seeds: Range<u64>, questions: usize) -> anyhow::Result<Coverage> {
-    let run = move |seeds: Range<u64>| {
+/// Whether tables and referee agree on a range of seeds, which as many threads share as there are deciders; the first
+/// seed where they do not is an error.
+pub fn check_all<D: Decider + Send>(deciders: Vec<D>, seeds: Range<u64>, questions: usize) -> anyhow::Result<Coverage> {
+    let next = AtomicU64::new(seeds.start);
+    let run = |mut decider: D| {
         let mut coverage = Coverage::default();
-        for seed in seeds {
-            check(seed, questions, &mut Userspace, &mut coverage)?;
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return anyhow::Ok(coverage);
+            }
+            if let Err(error) = check(seed, questions, &mut decider, &mut coverage) {
+                next.store(seeds.end, Ordering::Relaxed);
+                return Err(error);
+            }
         }
-        anyhow::Ok(coverage)
     };
-    let half = seeds.start + (seeds.end - seeds.start) / 2;
-    let other = thread::spawn(move || run(half..seeds.end));
-    let mut coverage = run(seeds.start..half)?;
-    coverage.add(other.join().map_err(|_| anyhow::anyhow!("a check panicked"))??);
-    Ok(coverage)
+    thread::scope(|scope| {
+        let threads: Vec<_> = deciders.into_iter().map(|decider| scope.spawn(|| run(decider))).collect();
+        let mut coverage = Coverage::default();
+        for thread in threads {
+            coverage.add(thread.join().map_err(|_| anyhow::anyhow!("a check panicked"))??);
+        }
+        Ok(coverage)
+    })
 }
 
 /// Asks `count` questions of the policy of one seed. An error says what differs and how to see it again.
@@ -147,12 +166,14 @@ pub fn check(seed: u64, count: usize, decider: &mut dyn Decider, coverage: &mut 
             .iter()
             .map(move |(question, now)| (Question { subject: subject(question.subject), ..*question }, *now))
     };
-    let no_interface: Vec<_> = blind(|subject| Subject { interface: None, ..subject }).collect();
-    let no_local: Vec<_> = blind(|subject| Subject { local: None, ..subject }).collect();
+    let no_interface = blind(|subject| Subject { interface: None, ..subject });
+    let no_local = blind(|subject| Subject { local: None, ..subject });
+    let all: Vec<_> = questions.iter().copied().chain(no_interface).chain(no_local).collect();
+    let all = decider.decide(&compiled, &all)?;
+    anyhow::ensure!(all.len() == 3 * count, "{} answers to {} questions", all.len(), 3 * count);
+    let (decided, rest) = all.split_at(count);
+    let (without_interface, without_local) = rest.split_at(count);
 
-    let decided = decider.decide(&compiled, &questions)?;
-    let without_interface = decider.decide(&compiled, &no_interface)?;
-    let without_local = decider.decide(&compiled, &no_local)?;
     for (i, asked) in asked.iter().enumerate() {
         let judged = referee::judge(&policy, asked, clocks);
         let differs = |what: &str, decision: &Decision| {

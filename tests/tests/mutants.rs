@@ -96,7 +96,7 @@ anyhow = "1"
 const REFEREE_MAIN: &str = r#"
 mod differential; mod generate; mod referee;
 fn main() {
-    let agrees = std::panic::catch_unwind(|| differential::check_all(0..3000, 40).is_ok());
+    let agrees = std::panic::catch_unwind(|| differential::check_all(vec![differential::Userspace; 2], 0..3000, 40).is_ok());
     std::process::exit(if agrees.unwrap_or(false) { 0 } else { 10 });
 }
 "#;
