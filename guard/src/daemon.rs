@@ -1,5 +1,6 @@
 //! The run loop and what it keeps.
 
+pub mod attached;
 pub mod change;
 pub mod control;
 pub mod engine;

@@ -60,7 +60,7 @@ pub fn run(args: &CheckArgs, global: &Global) -> anyhow::Result<Exit> {
 }
 
 /// Prints diagnostics; to standard error where standard output has another use.
-pub(super) fn show(found: &Diagnostics, to_stderr: bool) -> io::Result<()> {
+pub(crate) fn show(found: &Diagnostics, to_stderr: bool) -> io::Result<()> {
     let style = if to_stderr { Style::stderr() } else { Style::stdout() };
     let mut text = found.render(style.has_colour());
     if found.has_errors() {

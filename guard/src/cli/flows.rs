@@ -1,6 +1,14 @@
 use clap::Args;
 
-use super::{Exit, Global, InstanceArgs, NotAvailable};
+use super::{Exit, Global, InstanceArgs, output};
+use crate::{
+    daemon::{attached, change, control, engine::Engine, kept, state_dir::Kept},
+    record::{
+        clock::Clock,
+        recorder::RuleNames,
+        view::{FlowLine, render_record},
+    },
+};
 
 /// List the flows that the kernel holds, or follow them as they come
 #[derive(Debug, Args)]
@@ -13,6 +21,45 @@ pub struct FlowsArgs {
     pub instance: InstanceArgs,
 }
 
-pub fn run(_args: &FlowsArgs, _global: &Global) -> anyhow::Result<Exit> {
-    Err(NotAvailable { command: "flows" }.into())
+pub fn run(args: &FlowsArgs, global: &Global) -> anyhow::Result<Exit> {
+    let (state, engine) = attached::existing(&args.instance.instance, &args.instance.state_dir())?;
+    if args.follow {
+        let lines = control::follow(&state.socket())?;
+        let Some(lines) = lines else {
+            anyhow::bail!("no daemon runs, so nothing is recorded; `guard flows` lists what the kernel holds");
+        };
+        for line in lines {
+            let line = line?;
+            output::print(&if global.json { line } else { render_record(&line) })?;
+        }
+        return Ok(Exit::Good);
+    }
+
+    let mut names = RuleNames::default();
+    for which in [Kept::Previous, Kept::Active] {
+        // Without the kept policy flows have rule numbers instead of names.
+        if let Ok(Some((manifest, policy))) = kept::load(&state, which) {
+            names.insert(manifest.generation, change::labels(&policy), change::enforces(&policy));
+        }
+    }
+    let (clock, now) = (Clock::read()?, engine.now()?);
+    let mut flows = engine.flows()?;
+    flows.sort_unstable_by_key(|(_, flow)| std::cmp::Reverse(flow.last_seen));
+    let mut text = String::new();
+    for (key, flow) in &flows {
+        let line = FlowLine::new(key, flow, &names, clock, &now);
+        if global.json {
+            output::json_line(&line)?;
+        } else {
+            text.push_str(&line.render());
+            text.push('\n');
+        }
+    }
+    if !global.json {
+        if flows.is_empty() {
+            text.push_str("no flow is held\n");
+        }
+        output::print(&text)?;
+    }
+    Ok(Exit::Good)
 }

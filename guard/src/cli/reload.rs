@@ -2,7 +2,17 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Exit, Global, InstanceArgs, NotAvailable};
+use super::{Exit, Global, InstanceArgs, output};
+use crate::{
+    daemon::{
+        attached,
+        change::{self, Change, audited},
+        control, kept,
+        state_dir::Kept,
+        way_back::Within,
+    },
+    host::picture::{Picture, on_terminal},
+};
 
 /// Change the policy in force, in one step; on any error the old one stays
 #[derive(Debug, Args)]
@@ -24,11 +34,41 @@ pub struct ReloadArgs {
     /// Undo the change unless `guard confirm` comes in this time (`90s`, `2m`; `none`) [default: 2m from a remote
     /// terminal, none else]
     #[arg(long, value_name = "TIME")]
-    pub confirm_within: Option<String>,
+    pub confirm_within: Option<Within>,
     #[command(flatten)]
     pub instance: InstanceArgs,
 }
 
-pub fn run(_args: &ReloadArgs, _global: &Global) -> anyhow::Result<Exit> {
-    Err(NotAvailable { command: "reload" }.into())
+pub fn run(args: &ReloadArgs, global: &Global) -> anyhow::Result<Exit> {
+    let (state, mut engine) = attached::existing(&args.instance.instance, &args.instance.state_dir())?;
+    let _lock = state.lock()?;
+    let kept = state.manifest(Kept::Active)?;
+    let (source, audit) = match (&args.policy, kept) {
+        (Some(policy), _) => (policy.clone(), args.audit),
+        (None, Some(kept)) => (kept.source, args.audit || kept.audit),
+        (None, None) => anyhow::bail!("no policy is in force: name one (guard reload POLICY)"),
+    };
+    let policy = match kept::read_for(&source, global)? {
+        Ok(policy) => audited(policy, audit),
+        Err(exit) => return Ok(exit),
+    };
+    let change = Change {
+        policy: &policy,
+        source: &source,
+        audit,
+        dry_run: args.dry_run,
+        cut_me: args.cut_me,
+        within: args.confirm_within.unwrap_or_default(),
+        on_terminal: on_terminal(),
+    };
+    let changed = change::change(&mut engine, &state, &Picture::read()?, &change)?;
+    if changed.published {
+        control::tell(&state.socket(), &control::Request::Changed);
+    }
+    if global.json {
+        output::json_line(&changed)?;
+    } else {
+        output::print(&changed.render(&args.instance.instance, args.dry_run))?;
+    }
+    Ok(if args.dry_run && changed.impact.cuts_session() && !args.cut_me { Exit::No } else { Exit::Good })
 }

@@ -1,6 +1,7 @@
 use clap::Args;
 
-use super::{Exit, Global, InstanceArgs, NotAvailable};
+use super::{Exit, Global, InstanceArgs, output};
+use crate::daemon::{attached, change, control, engine::Engine};
 
 /// Undo an unconfirmed change now
 #[derive(Debug, Args)]
@@ -10,6 +11,33 @@ pub struct RollbackArgs {
     pub instance: InstanceArgs,
 }
 
-pub fn run(_args: &RollbackArgs, _global: &Global) -> anyhow::Result<Exit> {
-    Err(NotAvailable { command: "rollback" }.into())
+pub fn run(args: &RollbackArgs, global: &Global) -> anyhow::Result<Exit> {
+    let (state, mut engine) = attached::existing(&args.instance.instance, &args.instance.state_dir())?;
+    let _lock = state.lock()?;
+    let settled = change::settle(&mut engine, &state)?;
+    if !settled {
+        if !engine.read_back()?.state.word.is_pending() {
+            return answer(global, false, None, "nothing is unconfirmed, so there is nothing to undo");
+        }
+        engine.roll_back()?;
+        change::follow_rollback(&engine, &state)?;
+    }
+    control::tell(&state.socket(), &control::Request::Changed);
+    let generation = change::in_force(&engine.read_back()?).map(|(_, generation)| generation);
+    let text = match generation {
+        Some(generation) => format!("undone: generation {generation} is in force again"),
+        None => "undone: no policy is in force, everything passes (guard release takes the hooks away too)".to_owned(),
+    };
+    answer(global, true, generation, &text)
+}
+
+fn answer(global: &Global, undone: bool, generation: Option<u32>, text: &str) -> anyhow::Result<Exit> {
+    if global.json {
+        output::json_line(&serde_json::json!({
+            "rolled_back": undone, "generation": generation.unwrap_or(0), "message": text
+        }))?;
+    } else {
+        output::print(text)?;
+    }
+    Ok(if undone { Exit::Good } else { Exit::No })
 }

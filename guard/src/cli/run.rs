@@ -2,7 +2,27 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Exit, Global, InstanceArgs, NotAvailable};
+use super::{Exit, Global, InstanceArgs, output};
+use crate::{
+    daemon::{
+        attached::{self, Kernel, StartOptions},
+        change::{self, Change, Changed, audited},
+        control::server,
+        engine::Engine,
+        kept,
+        run_loop::{Daemon, Ended, block_on},
+        state_dir::{Kept, StateDir},
+        way_back::Within,
+    },
+    host::picture::{Picture, on_terminal},
+    policy::model::Policy,
+    record::{
+        clock::Clock,
+        recorder::{Recorder, begun_before},
+        sink::{Limits, Sink},
+        sweep::Tracker,
+    },
+};
 
 /// Put a policy in force on this host, then record until told to stop
 #[derive(Debug, Args)]
@@ -38,11 +58,254 @@ pub struct RunArgs {
     /// Undo the change unless `guard confirm` comes in this time (`90s`, `2m`; `none`) [default: 2m from a remote
     /// terminal, none else]
     #[arg(long, value_name = "TIME")]
-    pub confirm_within: Option<String>,
+    pub confirm_within: Option<Within>,
     #[command(flatten)]
     pub instance: InstanceArgs,
 }
 
-pub fn run(_args: &RunArgs, _global: &Global) -> anyhow::Result<Exit> {
-    Err(NotAvailable { command: "run" }.into())
+pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<Exit> {
+    let policy = match kept::read_for(&args.policy, global)? {
+        Ok(policy) => audited(policy, args.audit),
+        Err(exit) => return Ok(exit),
+    };
+    let change = Change {
+        policy: &policy,
+        source: &args.policy,
+        audit: args.audit,
+        dry_run: args.dry_run,
+        cut_me: args.cut_me,
+        within: args.confirm_within.unwrap_or_default(),
+        on_terminal: on_terminal(),
+    };
+    if args.dry_run {
+        return dry_run(args, &change, global);
+    }
+
+    let state = StateDir::create(&args.instance.state_dir())?;
+    let Some(_daemon_lock) = state.lock_daemon()? else {
+        anyhow::bail!("a daemon runs already with {}; `guard reload` changes its policy", state.path().display());
+    };
+    let (mut kernel, put) = put_in_force(args, &change, &state)?;
+    for line in attached::notices(&kernel) {
+        eprintln!("notice: {}", output::escape_line(&line));
+    }
+    let ended = record(&mut kernel, &state, &policy, &put, args, global)?;
+    if ended == Ended::Signal {
+        let how = if enforces_anything(&policy) { "The kernel still enforces" } else { "The kernel still audits" };
+        let suffix = instance_suffix(&args.instance);
+        output::print(&format!(
+            "Recording ended. {how} policy {}: `guard run` takes the recording up again, `guard release{suffix}` takes guard down.",
+            output::escape_line(&policy.name)
+        ))?;
+    }
+    Ok(Exit::Good)
+}
+
+/// What was put in force, or found there.
+struct Put {
+    generation: u32,
+    /// `None`: this very policy was in force already.
+    changed: Option<Changed>,
+    /// Nothing was attached before.
+    fresh: bool,
+}
+
+fn options(args: &RunArgs) -> StartOptions {
+    StartOptions {
+        include: args.interface.clone(),
+        exclude: args.not_interface.clone(),
+        shield: args.shield,
+        cgroup: args.cgroup.clone(),
+    }
+}
+
+fn dry_run(args: &RunArgs, change: &Change<'_>, global: &Global) -> anyhow::Result<Exit> {
+    let instance = &args.instance.instance;
+    let (generation, guarded, tables) = match attached::open(instance)? {
+        Some(kernel) => (kernel.next_generation()?, kernel.interfaces()?, kernel.flows()?),
+        None => (1, attached::preview(&options(args))?, Vec::new()),
+    };
+    let guarded: std::collections::HashSet<u32> =
+        guarded.iter().filter(|line| line.guarded).map(|line| line.index).collect();
+    let picture = Picture::read()?;
+    let examined = change::examine(change.policy, generation, &picture, &|index| guarded.contains(&index), tables)?;
+    let cuts_session = examined.impact.cuts_session() && !change.cut_me;
+    let refusal = change::permit(change, &examined).err();
+    let changed = Changed::dry(change.policy, generation, examined.impact);
+    if global.json {
+        output::json_line(&changed)?;
+    } else {
+        output::print(&changed.render(instance, true))?;
+        if let Some(refusal) = refusal {
+            output::print(&refusal.to_string())?;
+        }
+    }
+    Ok(if cuts_session { Exit::No } else { Exit::Good })
+}
+
+/// Attaches, or adopts what is attached, and puts the policy in force. A first start that fails is taken down again.
+fn put_in_force(args: &RunArgs, change: &Change<'_>, state: &StateDir) -> anyhow::Result<(Kernel, Put)> {
+    let instance = &args.instance.instance;
+    let options = options(args);
+    let _lock = state.lock()?;
+    let fresh = attached::open(instance)?.is_none();
+    if fresh {
+        // A refusal should find nothing attached yet.
+        let guarded: std::collections::HashSet<u32> =
+            attached::preview(&options)?.iter().filter(|line| line.guarded).map(|line| line.index).collect();
+        let examined =
+            change::examine(change.policy, 1, &Picture::read()?, &|index| guarded.contains(&index), Vec::new())?;
+        change::permit(change, &examined)?;
+    }
+    let mut kernel = attached::start(instance, &options)?;
+    let put = publish(&mut kernel, change, state, fresh);
+    match put {
+        Ok(put) => Ok((kernel, put)),
+        Err(error) if fresh => {
+            drop(kernel);
+            attached::release(instance)?;
+            Err(error.context("not started; what was attached was taken down again, so nothing is guarded"))
+        }
+        Err(error) => Err(error.context("the policy that was in force stays")),
+    }
+}
+
+fn publish(kernel: &mut Kernel, change: &Change<'_>, state: &StateDir, fresh: bool) -> anyhow::Result<Put> {
+    change::settle(kernel, state)?;
+    if let Some(generation) = in_force_already(kernel, change, state)? {
+        return Ok(Put { generation, changed: None, fresh });
+    }
+    // Read only now: the programs track since before, so no flow falls between.
+    let changed = change::change(kernel, state, &Picture::read()?, change)?;
+    Ok(Put { generation: changed.generation, changed: Some(changed), fresh })
+}
+
+/// The generation in force, if it is this very policy, in these modes, with its expiries by the clock as it is now.
+fn in_force_already(kernel: &Kernel, change: &Change<'_>, state: &StateDir) -> anyhow::Result<Option<u32>> {
+    let read = kernel.read_back()?;
+    let Some((slot, generation)) = change::in_force(&read) else { return Ok(None) };
+    let Some(manifest) = state.manifest(Kept::Active)? else { return Ok(None) };
+    let same = read.policies[usize::from(slot.0)] == Some(change.policy.sha256)
+        && manifest.generation == generation
+        && manifest.audit == change.audit
+        && manifest.source == std::path::absolute(change.source)?
+        && !change::stepped(manifest.clock(), Clock::read()?);
+    Ok(same.then_some(generation))
+}
+
+fn record(
+    kernel: &mut Kernel,
+    state: &StateDir,
+    policy: &Policy,
+    put: &Put,
+    args: &RunArgs,
+    global: &Global,
+) -> anyhow::Result<Ended> {
+    let sink = Sink::open(state.records(), Limits::default());
+    // Flows that a former daemon has recorded are still in the tables.
+    let begun = if put.fresh { Default::default() } else { begun_before(&state.records()).unwrap_or_default() };
+    let recorder = Recorder::new(sink, Tracker::new(begun), Clock::read()?);
+    let ready = ready(kernel, policy, put, args)?;
+    let json = global.json;
+    let mut say = |text: &str| {
+        if json {
+            // Nobody reads any more: the recording goes on.
+            let _ = output::json_line(&serde_json::json!({ "event": "notice", "message": text }));
+        } else {
+            eprintln!("{} {}", output::utc(crate::record::clock::unix_now()), output::escape(text));
+        }
+    };
+    block_on(async {
+        let listener = server::bind(&state.socket())?;
+        let mut daemon = Daemon::new(kernel, state, recorder, &mut say);
+        daemon.know(put.generation, policy);
+        if global.json {
+            output::json_line(&ready)?
+        } else {
+            output::print(&render_ready(&ready, policy, put, args))?
+        }
+        // Without systemd there is nobody to tell.
+        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+        let ended = daemon.run(listener).await;
+        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+        ended
+    })?
+}
+
+/// What is known when guard is ready. Field names are stable.
+#[derive(Debug, serde::Serialize)]
+struct Ready {
+    event: &'static str,
+    instance: String,
+    policy: String,
+    policy_sha256: String,
+    generation: u32,
+    inbound: &'static str,
+    outbound: &'static str,
+    interfaces: Vec<String>,
+    adopted: bool,
+    confirm_within: Option<u64>,
+    would_cut: usize,
+}
+
+fn ready(kernel: &Kernel, policy: &Policy, put: &Put, args: &RunArgs) -> anyhow::Result<Ready> {
+    let mode = |enforces| if enforces { "enforce" } else { "audit" };
+    let [inbound, outbound] = change::enforces(policy);
+    Ok(Ready {
+        event: "ready",
+        instance: args.instance.instance.clone(),
+        policy: policy.name.clone(),
+        policy_sha256: change::hex(&policy.sha256),
+        generation: put.generation,
+        inbound: mode(inbound),
+        outbound: mode(outbound),
+        interfaces: kernel.interfaces()?.into_iter().filter(|line| line.guarded).map(|line| line.name).collect(),
+        adopted: !put.fresh,
+        confirm_within: put.changed.as_ref().and_then(|changed| changed.confirm_within),
+        would_cut: put.changed.as_ref().map_or(0, |changed| changed.impact.would_cut.len()),
+    })
+}
+
+fn render_ready(ready: &Ready, policy: &Policy, put: &Put, args: &RunArgs) -> String {
+    let [inbound, outbound] = change::enforces(policy);
+    let what = match (inbound, outbound) {
+        (true, true) => "ENFORCING in and out",
+        (true, false) => "ENFORCING in, AUDIT out",
+        (false, true) => "AUDIT in, ENFORCING out",
+        (false, false) => "AUDIT in and out: nothing is dropped",
+    };
+    let mut text = String::new();
+    if let Some(changed) = &put.changed {
+        text.push_str(&output::escape(&changed.impact.render(20)));
+    }
+    if let Some(seconds) = ready.confirm_within {
+        text.push_str(&format!(
+            "UNDONE IN {seconds} s unless you log in AGAIN from another terminal and run: guard confirm{}\n",
+            instance_suffix(&args.instance)
+        ));
+    }
+    text.push_str(&format!(
+        "guard is ready: {what}, policy {} (generation {}), on {}{}\n",
+        output::escape_line(&ready.policy),
+        ready.generation,
+        if ready.interfaces.is_empty() { "no interface yet".to_owned() } else { ready.interfaces.join(" ") },
+        if put.changed.is_none() { ", taken over as it was" } else { "" },
+    ));
+    text
+}
+
+fn enforces_anything(policy: &Policy) -> bool {
+    change::enforces(policy).contains(&true)
+}
+
+/// What a pasted command needs to reach this instance.
+fn instance_suffix(args: &InstanceArgs) -> String {
+    let mut suffix = String::new();
+    if args.instance != "default" {
+        suffix.push_str(&format!(" --instance {}", args.instance));
+    }
+    if let Some(state) = &args.state_dir {
+        suffix.push_str(&format!(" --state-dir {}", state.display()));
+    }
+    suffix
 }

@@ -1,15 +1,73 @@
 use clap::Args;
 
-use super::{Exit, Global, InstanceArgs, NotAvailable};
+use super::{Exit, Global, InstanceArgs, output};
+use crate::{
+    daemon::{
+        attached,
+        control::{self, Answer, DaemonStatus, Request},
+        engine::Engine,
+        gather::{self, Sources},
+        kept,
+        report::Report,
+        state_dir::{Kept, StateDir},
+    },
+    host::firewalls,
+    record::clock::{Clock, unix_now},
+};
 
 /// Say what the kernel enforces, read back from it
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  guard status")]
 pub struct StatusArgs {
+    /// Every hook, interface, reason and rule
+    #[arg(long, short)]
+    pub verbose: bool,
     #[command(flatten)]
     pub instance: InstanceArgs,
 }
 
-pub fn run(_args: &StatusArgs, _global: &Global) -> anyhow::Result<Exit> {
-    Err(NotAvailable { command: "status" }.into())
+pub fn run(args: &StatusArgs, global: &Global) -> anyhow::Result<Exit> {
+    let report = read(&args.instance)?;
+    if global.json {
+        output::json_line(&report)?;
+    } else {
+        output::print(&report.render(args.verbose))?;
+    }
+    Ok(if report.does_what_it_says() { Exit::Good } else { Exit::No })
+}
+
+fn read(args: &InstanceArgs) -> anyhow::Result<Report> {
+    let other_firewalls = firewalls::others();
+    let Some(engine) = attached::open(&args.instance)? else {
+        return Ok(gather::not_attached(&args.instance, other_firewalls, unix_now()));
+    };
+    // The kernel enforces with or without a state directory; without one rules have no names.
+    let state = StateDir::open(&args.state_dir()).ok();
+    let daemon = state.as_ref().and_then(ask);
+    let manifest = state.as_ref().and_then(|state| state.manifest(Kept::Active).ok().flatten());
+    let policy = state.as_ref().and_then(|state| kept::load(state, Kept::Active).ok().flatten());
+    let flows = engine.flows()?;
+    let read = engine.read_back()?;
+    Ok(gather::report(Sources {
+        instance: &args.instance,
+        read: &read,
+        interfaces: engine.interfaces()?,
+        flows: &flows,
+        manifest: manifest.as_ref(),
+        policy: policy.as_ref().map(|(_, policy)| policy),
+        daemon,
+        other_firewalls,
+        clock: Clock::read()?,
+    }))
+}
+
+/// What only the daemon knows; `None` if none runs. One that runs and does not answer is there all the same.
+fn ask(state: &StateDir) -> Option<DaemonStatus> {
+    if !state.daemon_runs().unwrap_or(false) {
+        return None;
+    }
+    match control::ask(&state.socket(), &Request::Status) {
+        Ok(Some(Answer::Status(status))) => Some(status),
+        _ => Some(DaemonStatus { notices: vec!["the daemon does not answer".to_owned()], ..DaemonStatus::default() }),
+    }
 }

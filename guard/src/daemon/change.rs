@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::{
     engine::{Engine, ReadBack},
     impact::{Candidate, Impact, assess},
+    report::harmless,
     state_dir::{Kept, Manifest, StateDir},
     way_back::{Within, spare_session},
 };
@@ -55,6 +56,39 @@ pub struct Changed {
     pub confirm_within: Option<u64>,
     #[serde(flatten)]
     pub impact: Impact,
+}
+
+impl Changed {
+    /// What a change would be that was only looked at.
+    #[must_use]
+    pub fn dry(policy: &Policy, generation: u32, impact: Impact) -> Self {
+        Self {
+            policy: policy.name.clone(),
+            policy_sha256: hex(&policy.sha256),
+            published: false,
+            generation,
+            confirm_within: None,
+            impact,
+        }
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn render(&self, instance: &str, dry_run: bool) -> String {
+        let mut text = self.impact.render(20);
+        if dry_run {
+            text.push_str("nothing was changed (--dry-run)\n");
+            return text;
+        }
+        text.push_str(&format!("policy {} is in force, generation {}\n", harmless(&self.policy), self.generation));
+        if let Some(seconds) = self.confirm_within {
+            let suffix = if instance == "default" { String::new() } else { format!(" --instance {instance}") };
+            text.push_str(&format!(
+                "UNDONE IN {seconds} s unless you log in AGAIN from another terminal and run: guard confirm{suffix}\n"
+            ));
+        }
+        text
+    }
 }
 
 /// The tables of a policy for the flows and interfaces of this moment.
@@ -122,14 +156,7 @@ pub fn change(
     let in_tables: HashSet<Key> = known.iter().map(|(key, _)| *key).collect();
     let examined = examine(change.policy, generation, picture, &|index| guarded.contains(&index), known)?;
     let sha256 = hex(&change.policy.sha256);
-    let mut changed = Changed {
-        policy: change.policy.name.clone(),
-        policy_sha256: sha256.clone(),
-        published: false,
-        generation,
-        confirm_within: None,
-        impact: examined.impact.clone(),
-    };
+    let mut changed = Changed::dry(change.policy, generation, examined.impact.clone());
     if change.dry_run {
         return Ok(changed);
     }

@@ -80,8 +80,14 @@ pub fn ask(socket: &Path, request: &Request) -> io::Result<Option<Answer>> {
     serde_json::from_str(&line).map(Some).map_err(io::Error::from)
 }
 
+/// Tells the daemon, if one is there. What it is told is in the kernel and the state directory already, so that one
+/// that cannot be reached finds it there when it looks.
+pub fn tell(socket: &Path, request: &Request) {
+    let _ = ask(socket, request);
+}
+
 /// Records as they are written, each one line of JSON; `None`: there is no daemon.
-pub fn follow(socket: &Path) -> io::Result<Option<impl Iterator<Item = io::Result<String>>>> {
+pub fn follow(socket: &Path) -> io::Result<Option<impl Iterator<Item = io::Result<String>> + use<>>> {
     let Some(stream) = connect(socket)? else { return Ok(None) };
     send(&stream, &Request::Follow)?;
     stream.set_read_timeout(None)?;

@@ -22,6 +22,9 @@ pub trait Engine {
     /// itself, unless [`Self::confirm`] comes. Refused while one is pending.
     fn publish(&mut self, compiled: &Compiled, within: Option<Duration>) -> anyhow::Result<()>;
 
+    /// A generation that another process has published: what interfaces that come later are to be told of it.
+    fn know(&mut self, compiled: &Compiled) -> anyhow::Result<()>;
+
     /// Keeps what is pending. Refused in the last second, and where nothing is pending.
     fn confirm(&mut self) -> anyhow::Result<()>;
 

@@ -72,6 +72,10 @@ impl Engine for FakeEngine {
         Ok(())
     }
 
+    fn know(&mut self, _compiled: &Compiled) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     fn confirm(&mut self) -> anyhow::Result<()> {
         anyhow::ensure!(self.state.word.is_pending(), "nothing is pending");
         self.state.word = StateWord::settled(self.state.word.active());

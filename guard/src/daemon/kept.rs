@@ -1,6 +1,7 @@
 //! Policies as they are read: from the user's file, or from the copy in the state directory.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -9,12 +10,36 @@ use super::{
     change::{audited, hex},
     state_dir::{Kept, Manifest, StateDir},
 };
-use crate::policy::model::Policy;
+use crate::{
+    cli::{Exit, Global, check, output},
+    policy::{self, model::Policy},
+};
 
-/// A policy from a file, with its errors as they are shown.
+/// A policy that nobody stands by to correct: the first errors, in a few words.
 pub fn read(path: &Path) -> anyhow::Result<Policy> {
-    let _ = path;
-    anyhow::bail!("not yet")
+    match policy::load(path) {
+        Ok(loaded) => Ok(loaded.policy),
+        Err(found) => anyhow::bail!("{} is not valid:\n{}", path.display(), found.render(false).trim_end()),
+    }
+}
+
+/// A policy that a person names on the command line: what is wrong with it is shown as `check` shows it, warnings too.
+/// `Err`: it cannot be used, and that has been said.
+pub fn read_for(path: &Path, global: &Global) -> io::Result<Result<Policy, Exit>> {
+    match policy::load(path) {
+        Ok(loaded) => {
+            check::show(&loaded.warnings, true)?;
+            Ok(Ok(loaded.policy))
+        }
+        Err(found) => {
+            if global.json {
+                output::json_line(&serde_json::json!({ "valid": false, "diagnostics": found.json() }))?;
+            } else {
+                check::show(&found, true)?;
+            }
+            Ok(Err(Exit::No))
+        }
+    }
 }
 
 /// The kept policy and what is known of it; `None` where nothing is kept. Its places name the files that it was copied

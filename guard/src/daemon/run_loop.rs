@@ -273,12 +273,16 @@ impl<'a> Daemon<'a> {
         }
     }
 
-    /// Names the rules of whatever is in force now.
+    /// Whatever is in force now: another process may have changed it.
     fn look_again(&mut self) {
-        match kept::load(self.state, Kept::Active) {
-            Ok(Some((manifest, policy))) => self.know(manifest.generation, &policy),
-            Ok(None) => {}
-            Err(error) => self.notice(format!("the policy in force could not be read: {error:#}")),
+        let known = kept::load(self.state, Kept::Active).and_then(|kept| {
+            let Some((manifest, policy)) = kept else { return Ok(()) };
+            self.know(manifest.generation, &policy);
+            let compiled = crate::policy::compile::compile(&policy, change::clocks(), manifest.generation)?;
+            self.engine.know(&compiled)
+        });
+        if let Err(error) = known {
+            self.notice(format!("the policy in force could not be read: {error:#}"));
         }
     }
 

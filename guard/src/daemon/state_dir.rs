@@ -21,6 +21,8 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use crate::record::clock::Clock;
+
 /// Where instances keep their state unless told otherwise.
 pub const DEFAULT_ROOT: &str = "/var/lib/guard";
 
@@ -41,6 +43,8 @@ pub struct Manifest {
     pub audit: bool,
     /// Unix time in nanoseconds, as text: JSON numbers are not exact that far.
     pub published: String,
+    /// Unix time of the boot, by the clock when its expiries were turned into boot time; in nanoseconds, as text.
+    pub booted: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -187,7 +191,8 @@ impl StateDir {
 
     /// The active policy was published again, as it is, under another number.
     pub fn set_generation(&self, manifest: &Manifest, generation: u32) -> Result<(), StateError> {
-        self.write_manifest(Kept::Active, &Manifest { generation, ..manifest.clone() })
+        let booted = Clock::read().map_or(0, |clock| clock.unix_ns(0)).to_string();
+        self.write_manifest(Kept::Active, &Manifest { generation, booted, ..manifest.clone() })
     }
 
     /// The copy of the policy's first file.
@@ -317,7 +322,23 @@ impl Manifest {
         audit: bool,
         published_unix_ns: i128,
     ) -> Self {
-        Self { version: VERSION, name, sha256, generation, source, audit, published: published_unix_ns.to_string() }
+        let booted = Clock::read().map_or(0, |clock| clock.unix_ns(0));
+        Self {
+            version: VERSION,
+            name,
+            sha256,
+            generation,
+            source,
+            audit,
+            published: published_unix_ns.to_string(),
+            booted: booted.to_string(),
+        }
+    }
+
+    /// The clock when it was published.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        Clock::at_boot(self.booted.parse().unwrap_or(0))
     }
 
     /// Unix time in nanoseconds.

@@ -7,9 +7,9 @@ use std::{
 };
 
 use guard_common::{
-    Direction, Verdict,
+    Direction, Reason, Verdict,
     abi::{Flow, TcpState},
-    decide::{self, Decision, Node, Question, Subject},
+    decide::{self, Decision, Node, Outcome, Question, Subject},
 };
 
 use super::{
@@ -68,6 +68,8 @@ impl HeldFlow {
     #[must_use]
     pub fn adopted(&self, boot_ns: u64, jiffies: u64) -> Flow {
         Flow {
+            outcome: Outcome::without_rule(Reason::Tracking),
+            first_outcome: Outcome::without_rule(Reason::Tracking),
             last_seen: jiffies,
             until: u64::MAX,
             tcp: self.tcp as u8,

@@ -17,6 +17,9 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMPV6: u8 = 58;
 
+/// 2^20 ns, about a millisecond.
+const BUCKET_BITS: u32 = 20;
+
 /// The key of either family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Key {
@@ -150,13 +153,24 @@ impl Key {
         community_id(self.protocol(), source, source_port, destination, destination_port)
     }
 
-    /// The same for every record of one flow; another for the next flow with the same key. At most 53 bits, so that
-    /// JavaScript keeps it whole.
+    /// The same for every record of one flow; another for the next flow with the same key that begins a millisecond
+    /// later or more (an event is stamped a little after its flow). At most 53 bits, so that JavaScript keeps it whole.
     #[must_use]
     pub fn flow_id(&self, first_seen: u64) -> u64 {
+        self.id_of_bucket(first_seen >> BUCKET_BITS)
+    }
+
+    /// The id of a flow, or of its event if that fell into the next millisecond.
+    #[must_use]
+    pub fn flow_ids(&self, first_seen: u64) -> [u64; 2] {
+        let bucket = first_seen >> BUCKET_BITS;
+        [self.id_of_bucket(bucket), self.id_of_bucket(bucket + 1)]
+    }
+
+    fn id_of_bucket(&self, bucket: u64) -> u64 {
         // DefaultHasher::new() has fixed keys; the number only has to agree within one record file.
         let mut hasher = DefaultHasher::new();
-        (self, first_seen).hash(&mut hasher);
+        (self, bucket).hash(&mut hasher);
         hasher.finish() & ((1 << 53) - 1)
     }
 
@@ -253,7 +267,8 @@ mod tests {
     fn ids_tell_flows_apart() {
         let tcp = key(6, "203.0.113.9", 443, "192.0.2.1", 40000);
         assert_eq!(tcp.flow_id(7), tcp.flow_id(7));
-        assert_ne!(tcp.flow_id(7), tcp.flow_id(8));
+        assert_ne!(tcp.flow_id(7), tcp.flow_id(7 + (1 << 20)));
+        assert!(tcp.flow_ids(7).contains(&tcp.flow_id((1 << 20) + 5)));
         assert!(tcp.flow_id(7) < 1 << 53);
         let ping = key(1, "192.168.0.1", 8 << 8, "192.168.0.89", 1);
         assert_eq!(ping.community_id(Direction::Outbound), "1:X0snYXpgwiv9TZtqg64sgzUn6Dk=");

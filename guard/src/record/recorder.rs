@@ -1,7 +1,7 @@
 //! Events and findings to records: names for rules, interfaces and programs, then into the sink and to whoever follows.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     io::{self, BufRead, BufReader},
     path::Path,
@@ -109,6 +109,11 @@ impl Recorder {
                 None => return,
                 id => id,
             },
+            (Moment::SocketDenied, Some(key)) => {
+                let mut flow = first_look(event);
+                flow.flags = Flow::AT_SOCKET;
+                Some(self.tracker.refused(key, flow))
+            }
             _ => None,
         };
 
@@ -209,11 +214,44 @@ fn interface_name(index: u32) -> Option<String> {
     nix::net::if_::if_indextoname(index).ok()?.into_string().ok()
 }
 
-/// Ids of the flows whose beginning earlier records tell, so that a restart does not tell it again.
-///
-/// Reads `flows.jsonl` and the file rotated last; what is older is not held any more, or is told once more.
-pub fn begun_before(records: &Path) -> io::Result<HashSet<u64>> {
-    let mut begun = HashSet::new();
+/// Flows whose beginning earlier records tell and whose end they do not.
+#[derive(Clone, Debug, Default)]
+pub struct BegunBefore {
+    ids: HashSet<u64>,
+    /// Community ID to id.
+    by_tuple: HashMap<String, u64>,
+}
+
+impl BegunBefore {
+    pub fn began(&mut self, flow_id: u64, community_id: &str) {
+        self.ids.insert(flow_id);
+        self.by_tuple.insert(community_id.to_owned(), flow_id);
+    }
+
+    fn ended(&mut self, flow_id: u64) {
+        self.ids.remove(&flow_id);
+    }
+
+    /// The id that a flow's beginning was recorded with. A flow that began before guard was recorded when it was judged
+    /// first, so only its ends tell.
+    #[must_use]
+    pub fn find(&self, key: &Key, flow: &Flow) -> Option<u64> {
+        if self.ids.is_empty() {
+            return None;
+        }
+        let by_id = key.flow_ids(flow.first_seen).into_iter().find(|id| self.ids.contains(id));
+        by_id.or_else(|| {
+            let adopted = flow.flags & Flow::ADOPTED != 0;
+            let id = adopted.then(|| self.by_tuple.get(&key.community_id(Direction::from_u8(flow.direction))))??;
+            self.ids.contains(id).then_some(*id)
+        })
+    }
+}
+
+/// Reads them from `flows.jsonl` and the file rotated last, so that a restart does not tell them again; what is older is
+/// told once more, if it is still held.
+pub fn begun_before(records: &Path) -> io::Result<BegunBefore> {
+    let mut begun = BegunBefore::default();
     let mut rotated = records.as_os_str().to_owned();
     rotated.push(".1");
     for path in [Path::new(&rotated), records] {
@@ -225,10 +263,10 @@ pub fn begun_before(records: &Path) -> io::Result<HashSet<u64>> {
         for line in BufReader::new(file).split(b'\n') {
             let line = line?;
             let Some(id) = number_after(&line, b"\"flow_id\":") else { continue };
-            if contains(&line, b"\"event\":\"begin\"") {
-                begun.insert(id);
+            if contains(&line, b"\"event\":\"begin\"") || contains(&line, b"\"event\":\"socket_denied\"") {
+                begun.began(id, text_after(&line, b"\"community_id\":\"").unwrap_or_default());
             } else if contains(&line, b"\"event\":\"end\"") {
-                begun.remove(&id);
+                begun.ended(id);
             }
         }
     }
@@ -243,6 +281,13 @@ fn number_after(line: &[u8], name: &[u8]) -> Option<u64> {
     let start = line.windows(name.len()).position(|window| window == name)? + name.len();
     let digits = line[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
     std::str::from_utf8(&line[start..start + digits]).ok()?.parse().ok()
+}
+
+/// Up to the next quotation mark.
+fn text_after<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a str> {
+    let start = line.windows(name.len()).position(|window| window == name)? + name.len();
+    let length = line[start..].iter().position(|&byte| byte == b'"')?;
+    std::str::from_utf8(&line[start..start + length]).ok()
 }
 
 /// Packets that the programs allowed or denied as flows: reasons that a flow's outcome can have. The difference between
@@ -314,7 +359,8 @@ mod tests {
         assert_eq!(records[0]["packet"], "RQ==");
         assert_eq!(records[0]["flow"]["pkts_toserver"], 1);
         let begun = begun_before(&home.path().join("flows.jsonl")).unwrap();
-        assert_eq!(begun, HashSet::from([records[0]["flow_id"].as_u64().unwrap()]));
+        assert_eq!(begun.ids, HashSet::from([records[0]["flow_id"].as_u64().unwrap()]));
+        assert_eq!(begun.by_tuple.len(), 1);
     }
 
     #[test]
@@ -349,7 +395,7 @@ mod tests {
         assert_eq!(records[1]["event_type"], "flow");
         assert_eq!(records[1]["guard"]["end"], "evicted");
         assert_eq!(records[1]["flow_id"], records[0]["flow_id"]);
-        assert!(begun_before(&home.path().join("flows.jsonl")).unwrap().is_empty());
+        assert!(begun_before(&home.path().join("flows.jsonl")).unwrap().ids.is_empty());
     }
 
     #[test]

@@ -4,14 +4,15 @@
 //! Pure: it is handed what the tables hold and says what to record and what to forget. Each flow gets one `Begin`, at
 //! most one `Cut` and one `End`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use guard_common::{
-    Direction, Verdict,
+    Direction,
     abi::{Flow, TcpState},
+    judge::lifetime,
 };
 
-use super::flow::{ICMP, ICMPV6, Key, TCP, UDP};
+use super::{flow::Key, recorder::BegunBefore};
 
 const SECOND: u64 = 1_000_000_000;
 /// A closed connection is recorded as ended when nothing came for this long; its entry stays for its full lifetime, so
@@ -107,6 +108,27 @@ struct Known {
     ended: bool,
     /// Number of the look that saw it last.
     seen: u64,
+    /// Boot-time nanoseconds of the look that saw its counters move last.
+    moved: u64,
+}
+
+impl Known {
+    fn new(key: &Key, flow: Flow, look: u64) -> Self {
+        Self {
+            flow,
+            flow_id: key.flow_id(flow.first_seen),
+            from_event: false,
+            begun: false,
+            cut: false,
+            ended: false,
+            seen: look,
+            moved: flow.first_seen,
+        }
+    }
+
+    fn of_event(key: &Key, flow: Flow, look: u64) -> Self {
+        Self { from_event: true, begun: true, ..Self::new(key, flow, look) }
+    }
 }
 
 /// Packets and bytes of all flows that were ever seen, by packet direction.
@@ -131,64 +153,51 @@ pub struct Tracker {
     known: HashMap<Key, Known>,
     look: u64,
     gone: Sum,
-    /// Flows that earlier records have begun, by id; asked only for flows that are older than this process.
-    begun_before: HashSet<u64>,
+    /// Flows that earlier records have begun; asked only for flows that no doorbell has told of.
+    begun_before: BegunBefore,
 }
 
 impl Tracker {
-    /// `begun_before`: ids of flows whose beginning a former process has recorded.
     #[must_use]
-    pub fn new(begun_before: HashSet<u64>) -> Self {
+    pub fn new(begun_before: BegunBefore) -> Self {
         Self { begun_before, ..Self::default() }
     }
 
     /// The doorbell rang for a flow's beginning. `flow` is what the event tells of it. Returns the flow's id; `None`
     /// where its beginning was recorded already.
     pub fn began(&mut self, key: Key, flow: Flow) -> Option<u64> {
-        let known = self.known.entry(key).or_insert(Known {
-            flow,
-            flow_id: key.flow_id(flow.first_seen),
-            from_event: true,
-            begun: false,
-            cut: false,
-            ended: false,
-            seen: self.look,
-        });
-        if known.begun && known.flow.first_seen == flow.first_seen {
-            return None;
-        }
-        if known.begun && flow.first_seen > known.flow.first_seen {
-            // Another flow with this key. The table is looked at later, so the old one's end is told by then.
-            if !known.ended {
-                self.gone.add(&known.flow);
-            }
-            *known = Known {
-                flow,
-                flow_id: key.flow_id(flow.first_seen),
-                from_event: true,
-                begun: true,
-                cut: false,
-                ended: false,
-                seen: self.look,
-            };
+        let look = self.look;
+        let Some(known) = self.known.get_mut(&key) else {
+            let known = Known::of_event(&key, flow, look);
+            self.known.insert(key, known);
+            return Some(known.flow_id);
+        };
+        if !known.begun {
+            known.begun = true;
+            known.flow.first_outcome = flow.first_outcome;
             return Some(known.flow_id);
         }
-        known.begun = true;
-        known.flow.first_outcome = flow.first_outcome;
+        if flow.first_seen <= known.flow.first_seen {
+            return None;
+        }
+        // Another flow with this key. The old one is not looked for any more.
+        self.gone.add(&known.flow);
+        *known = Known::of_event(&key, flow, look);
         Some(known.flow_id)
+    }
+
+    /// The socket layer refused: by a flow of its own, that no packet has. A refusal by a newer policy is told again.
+    pub fn refused(&mut self, key: Key, flow: Flow) -> u64 {
+        let look = self.look;
+        let known = self.known.entry(key).or_insert_with(|| Known::of_event(&key, flow, look));
+        known.begun = true;
+        known.flow_id
     }
 
     /// The doorbell rang for a flow's cut. `None` where that was recorded already.
     pub fn cut(&mut self, key: Key, flow: Flow) -> Option<u64> {
-        let known = self.known.entry(key).or_insert(Known {
-            flow,
-            flow_id: key.flow_id(flow.first_seen),
-            from_event: true,
-            begun: true,
-            cut: false,
-            ended: false,
-            seen: self.look,
-        });
+        let look = self.look;
+        let known = self.known.entry(key).or_insert_with(|| Known::of_event(&key, flow, look));
         if known.cut {
             return None;
         }
@@ -239,20 +248,11 @@ impl Tracker {
 
     fn see(&mut self, key: Key, flow: Flow, now: &Now, findings: &mut Findings) {
         let look = self.look;
-        let fresh = Known {
-            flow,
-            flow_id: key.flow_id(flow.first_seen),
-            from_event: false,
-            begun: false,
-            cut: false,
-            ended: false,
-            seen: look,
-        };
+        let fresh = Known::new(&key, flow, look);
         let begun_before = &self.begun_before;
-        let known = self.known.entry(key).or_insert_with(|| Known {
-            begun: begun_before.contains(&fresh.flow_id),
-            cut: flow.cut_generation != 0 && begun_before.contains(&fresh.flow_id),
-            ..fresh
+        let known = self.known.entry(key).or_insert_with(|| match begun_before.find(&key, &flow) {
+            Some(flow_id) => Known { flow_id, begun: true, cut: flow.cut_generation != 0, ..fresh },
+            None => fresh,
         });
         let same = if known.from_event {
             flow.first_seen <= known.flow.first_seen
@@ -274,6 +274,9 @@ impl Tracker {
             // It moved from one table to another while they were read; the fuller entry is the later one.
             return;
         }
+        if total(&known.flow) != total(&flow) {
+            known.moved = now.boot_ns;
+        }
         known.flow = flow;
         known.from_event = false;
         known.seen = look;
@@ -288,9 +291,13 @@ impl Tracker {
             known.cut = true;
             findings.found.push(found(Finding::Cut, known));
         }
-        let idle = now.idle(&flow);
+        // The socket layer keeps no time of the last refusal.
+        let idle = match flow.flags & Flow::AT_SOCKET {
+            0 => now.idle(&flow),
+            _ => now.boot_ns.saturating_sub(known.moved),
+        };
         let closed = flow.tcp == TcpState::TimeWait as u8 || flow.tcp == TcpState::Close as u8;
-        let over = idle >= lifetime(&key, &flow);
+        let over = idle > lifetime(&key, &flow);
         if !known.ended && (over || (closed && idle >= CLOSED_QUIET)) {
             known.ended = true;
             if known.begun {
@@ -307,32 +314,14 @@ fn total(flow: &Flow) -> u64 {
     flow.packets[0] + flow.packets[1]
 }
 
-/// How long a flow is kept after its last packet, in nanoseconds: conntrack's defaults
-/// (Documentation/networking/nf_conntrack-sysctl.rst).
+/// How long a flow is kept after its last packet, in nanoseconds: as long as the programs take it for alive.
 #[must_use]
 pub fn lifetime(key: &Key, flow: &Flow) -> u64 {
-    let answered = flow.flags & Flow::ANSWERED != 0;
-    if flow.outcome.verdict() == Verdict::Deny {
+    if flow.flags & Flow::AT_SOCKET != 0 {
         // Long enough that a client's retries belong to one record.
         return 120 * SECOND;
     }
-    SECOND
-        * match key.protocol() {
-            TCP => match flow.tcp {
-                s if s == TcpState::SynSent as u8 => 120,
-                s if s == TcpState::SynReceived as u8 => 60,
-                s if s == TcpState::Established as u8 => 432_000,
-                s if s == TcpState::FinWait as u8 => 120,
-                s if s == TcpState::CloseWait as u8 => 60,
-                s if s == TcpState::LastAck as u8 => 30,
-                s if s == TcpState::TimeWait as u8 => 120,
-                s if s == TcpState::Close as u8 => 10,
-                _ => 300,
-            },
-            UDP | 136 if answered => 120,
-            UDP | 136 | ICMP | ICMPV6 => 30,
-            _ => 600,
-        }
+    u64::from(lifetime::seconds(key.protocol(), flow.tcp, flow.flags & Flow::ANSWERED != 0)) * SECOND
 }
 
 /// The direction that a flow's value names.
@@ -346,6 +335,7 @@ mod tests {
     use guard_common::{Reason, decide::Outcome};
 
     use super::*;
+    use crate::record::flow::TCP;
 
     fn key(port: u16) -> Key {
         Key::new(TCP, "203.0.113.9".parse().unwrap(), port, "192.0.2.1".parse().unwrap(), 40000, 0).unwrap()
@@ -439,11 +429,11 @@ mod tests {
         let findings = tracker.look([(key(1), closed)], &at(1000 + 250 * 2));
         assert_eq!(kinds(&findings), [Finding::End(How::Closed)]);
         assert!(findings.expired.is_empty());
-        let findings = tracker.look([(key(1), closed)], &at(1000 + 250 * 120));
+        let findings = tracker.look([(key(1), closed)], &at(1000 + 250 * 121));
         assert_eq!(kinds(&findings), []);
         assert_eq!(findings.expired, [key(1)]);
 
-        let findings = tracker.look([(key(2), flow(5, 1))], &at(1000 + 250 * 432_000));
+        let findings = tracker.look([(key(2), flow(5, 1))], &at(1000 + 250 * 432_001));
         assert_eq!(kinds(&findings), [Finding::Begin, Finding::End(How::Idle)]);
         assert_eq!(findings.expired, [key(2)]);
     }
@@ -461,8 +451,37 @@ mod tests {
 
     #[test]
     fn what_a_former_process_recorded_does_not_begin_again() {
-        let mut tracker = Tracker::new(HashSet::from([key(1).flow_id(5)]));
-        assert_eq!(kinds(&tracker.look([(key(1), flow(5, 3)), (key(2), flow(6, 1))], &at(1000))), [Finding::Begin]);
+        let mut before = BegunBefore::default();
+        // The event's time is a little later than the flow's own.
+        before.began(key(1).flow_id(5 + 700), &key(1).community_id(Direction::Inbound));
+        before.began(77, &key(3).community_id(Direction::Inbound));
+        let mut tracker = Tracker::new(before);
+        let mut adopted = flow(9, 1);
+        adopted.flags = Flow::ADOPTED;
+        let held = [(key(1), flow(5, 3)), (key(2), flow(6, 1)), (key(3), adopted), (key(3), flow(9, 0))];
+        let findings = tracker.look(held, &at(1000));
+        assert_eq!(kinds(&findings), [Finding::Begin]);
+        assert_eq!(findings.found[0].key, key(2));
+        let ends = tracker.look([], &at(1000));
+        assert!(ends.found.iter().any(|found| found.flow_id == 77));
+    }
+
+    #[test]
+    fn a_refusal_at_the_socket_ends_when_no_more_come() {
+        let mut tracker = Tracker::default();
+        let mut refused = flow(5, 1);
+        refused.flags = Flow::AT_SOCKET;
+        refused.last_seen = 0;
+        let id = tracker.refused(key(1), refused);
+        assert_eq!(tracker.refused(key(1), refused), id);
+        let minute = 60_000_000_000 / 4_000_000;
+        let start = 250_000;
+        refused.packets[1] = 2;
+        assert_eq!(kinds(&tracker.look([(key(1), refused)], &at(start))), []);
+        assert_eq!(kinds(&tracker.look([(key(1), refused)], &at(start + minute))), []);
+        let findings = tracker.look([(key(1), refused)], &at(start + 3 * minute));
+        assert_eq!(kinds(&findings), [Finding::End(How::Idle)]);
+        assert_eq!(findings.expired, [key(1)]);
     }
 
     #[test]
