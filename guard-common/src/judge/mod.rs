@@ -19,6 +19,9 @@ pub mod icmp_error;
 pub mod lifetime;
 pub mod tcp;
 
+#[cfg(test)]
+mod tests;
+
 pub use family::{Family, V4, V6};
 pub use host::{FlowTable, FlowView, Flows, Host, TcpSocket, Touch};
 

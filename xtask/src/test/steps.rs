@@ -127,8 +127,11 @@ impl Group {
         if package != "guard-tests" {
             return Self::Unit;
         }
+        if target.split('_').any(|word| word == "kernel") {
+            return Self::Kernel;
+        }
         match target.split('_').next().unwrap_or(target) {
-            "kernel" | "verifier" => Self::Kernel,
+            "verifier" => Self::Kernel,
             "differential" | "mutants" | "referee" => Self::Differential,
             "netns" => Self::Netns,
             "corpus" => Self::Corpus,
@@ -296,6 +299,7 @@ mod tests {
     fn a_test_program_belongs_to_one_step() {
         assert_eq!(Group::of("guard-tests", "netns_replies"), Group::Netns);
         assert_eq!(Group::of("guard-tests", "kernel"), Group::Kernel);
+        assert_eq!(Group::of("guard-tests", "differential_kernel"), Group::Kernel);
         assert_eq!(Group::of("guard-tests", "something_new"), Group::Unit);
         assert_eq!(Group::of("guard", "netns"), Group::Unit);
     }
