@@ -42,6 +42,11 @@ pub trait Engine {
     /// Looks at the interfaces again: attaches to those that are to be guarded, forgets those that are gone.
     fn refresh(&mut self) -> anyhow::Result<()>;
 
+    /// Puts back what somebody detached, unpinned or stood in front of; each repair in words.
+    fn repair(&mut self) -> anyhow::Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
     /// All flows held.
     fn flows(&self) -> anyhow::Result<Vec<(Key, Flow)>>;
 

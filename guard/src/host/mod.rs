@@ -4,7 +4,7 @@
 pub mod conntrack;
 pub mod firewalls;
 pub mod held;
-mod netlink;
+pub(crate) mod netlink;
 pub mod picture;
 pub mod processes;
 pub mod route;

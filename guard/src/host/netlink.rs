@@ -52,7 +52,7 @@ impl NetlinkError {
 /// Sends one dump request and hands each answer's message type and payload to `each`.
 ///
 /// Returns false if the kernel says that the picture is not consistent (the caller may ask again).
-pub(super) fn dump(
+pub(crate) fn dump(
     protocol: isize,
     message_type: u16,
     body: &[u8],
@@ -62,7 +62,7 @@ pub(super) fn dump(
 }
 
 /// Sends one request that has a single answer.
-pub(super) fn get(
+pub(crate) fn get(
     protocol: isize,
     message_type: u16,
     body: &[u8],
@@ -147,7 +147,7 @@ impl Header {
 }
 
 /// A `u32` in the machine's byte order.
-pub(super) fn number(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn number(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
@@ -157,7 +157,7 @@ pub(super) fn port(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 /// Attributes (`struct nlattr`): type without its flag bits, and value. Stops at the first malformed one.
-pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(rest.get(0..2)?.try_into().ok()?));
@@ -169,7 +169,7 @@ pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// Appends one attribute, padded.
-pub(super) fn put_attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(crate) fn put_attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     // Only addresses and small numbers are sent.
     body.extend_from_slice(&(value.len() as u16 + 4).to_ne_bytes());
     body.extend_from_slice(&kind.to_ne_bytes());

@@ -3,7 +3,10 @@
 //! Interfaces come and go while a generation holds, so every combination that any name could match is found when the
 //! policy is compiled, by running all patterns over all names at once (the subset construction of automata theory).
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use super::error::{Limit, MAX_INTERFACE_CLASSES};
 
@@ -14,6 +17,25 @@ const MAX_STATES: usize = 1 << 15;
 
 /// Number of a pattern in [`Interfaces`].
 pub type PatternId = u32;
+
+/// The classes of interfaces, from patterns alone.
+#[derive(Clone, Debug, Default)]
+pub struct InterfaceClasses(Arc<Interfaces>);
+
+impl InterfaceClasses {
+    /// `patterns`: what [`super::Compiled::interface_patterns`] gave. `None`: more than a policy may have.
+    #[must_use]
+    pub fn new(patterns: &[String]) -> Option<Self> {
+        let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
+        Interfaces::new(&patterns).ok().map(|interfaces| Self(Arc::new(interfaces)))
+    }
+
+    /// As [`super::Compiled::interface_class`].
+    #[must_use]
+    pub fn class(&self, name: &str) -> u32 {
+        self.0.class(name)
+    }
+}
 
 #[derive(Debug, Default)]
 pub struct Interfaces {
@@ -41,6 +63,11 @@ impl Interfaces {
             classes.insert(combination.into_boxed_slice(), class);
         }
         Ok(Self { patterns, classes, classes_of })
+    }
+
+    /// As given, but for stars that change nothing: the same list gives the same classes again.
+    pub fn patterns(&self) -> Vec<String> {
+        self.patterns.iter().map(|pattern| String::from_utf8_lossy(pattern).into_owned()).collect()
     }
 
     /// How many classes there are, with class 0.

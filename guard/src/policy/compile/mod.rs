@@ -25,6 +25,7 @@ pub use self::error::{
     CompileError, Limit, MAX_CLASS_CELLS, MAX_INTERFACE_CLASSES, MAX_NODES, MAX_RANGES, MAX_ROW_STEPS, MAX_RULES,
     MAX_TIME_STEPS,
 };
+pub use self::interfaces::InterfaceClasses;
 use self::{
     interfaces::{Interfaces, PatternId},
     rows::{Context, Live, Rows},
@@ -88,6 +89,12 @@ impl Compiled {
     #[must_use]
     pub fn interface_class(&self, name: &str) -> u32 {
         self.interfaces.class(name)
+    }
+
+    /// Of all rules with `interface`: enough to class interfaces while this generation holds ([`InterfaceClasses`]).
+    #[must_use]
+    pub fn interface_patterns(&self) -> Vec<String> {
+        self.interfaces.patterns()
     }
 
     #[must_use]

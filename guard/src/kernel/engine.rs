@@ -1,0 +1,119 @@
+//! The seam to the daemon and the commands.
+
+use std::{os::fd::BorrowedFd, time::Duration};
+
+use guard_common::abi::{Event, Flow, Slot};
+
+use super::{Instance, sys};
+use crate::{
+    daemon::{
+        engine::{Engine, ReadBack},
+        report::{Hook, InterfaceLine},
+    },
+    policy::compile::Compiled,
+    record::{flow::Key, sweep::Now},
+};
+
+impl Engine for Instance {
+    fn next_generation(&self) -> anyhow::Result<u32> {
+        Ok(Self::next_generation(self))
+    }
+
+    fn publish(&mut self, compiled: &Compiled, within: Option<Duration>) -> anyhow::Result<()> {
+        Ok(Self::publish(self, compiled, within)?)
+    }
+
+    fn confirm(&mut self) -> anyhow::Result<()> {
+        Ok(Self::confirm(self)?)
+    }
+
+    fn roll_back(&mut self) -> anyhow::Result<()> {
+        Ok(Self::roll_back(self)?)
+    }
+
+    fn settle(&mut self) -> anyhow::Result<bool> {
+        Ok(Self::settle(self))
+    }
+
+    fn read_back(&self) -> anyhow::Result<ReadBack> {
+        let state = self.state.read();
+        let boot_ns = sys::boot_ns();
+        let mut policies = [None; 3];
+        for (slot, policy) in (0..).map(Slot).zip(&mut policies) {
+            // A slot whose tables are not of the generation that the state names is not believed.
+            let info = state.slots[usize::from(slot.0)];
+            *policy = self
+                .tables(slot)?
+                .filter(|header| header.generation == info.generation && header.flags == info.flags)
+                .map(|header| header.policy_sha256);
+        }
+        let hooks = self.hooks()?.into_iter().map(|hook| Hook {
+            layer: hook.layer.to_owned(),
+            hook: hook.hook,
+            target: hook.target,
+            attached: hook.attached,
+            ours: hook.ours,
+            first: hook.first,
+            problem: hook.problem,
+        });
+        let missing = self.settings.offers.list().into_iter().filter(|feature| !feature.found);
+        Ok(ReadBack {
+            state,
+            policies,
+            hooks: hooks.collect(),
+            counters: self.counters()?,
+            lost: self.lost()?,
+            rule_flows: self.rule_flows(state.word.effective_slot(boot_ns))?,
+            missing: missing.map(|feature| format!("no {}: {}", feature.name, feature.lost_without)).collect(),
+            boot_ns,
+        })
+    }
+
+    fn interfaces(&self) -> anyhow::Result<Vec<InterfaceLine>> {
+        let told = self.told()?;
+        let lines = self.decided()?.into_iter().map(|(device, why)| InterfaceLine {
+            guarded: told
+                .get(&device.index)
+                .is_some_and(|interface| interface.flags & guard_common::abi::Interface::GUARDED != 0),
+            name: device.name,
+            index: device.index,
+            why: why.as_str().to_owned(),
+        });
+        Ok(lines.collect())
+    }
+
+    fn refresh(&mut self) -> anyhow::Result<()> {
+        Ok(self.look_at_interfaces()?)
+    }
+
+    fn repair(&mut self) -> anyhow::Result<Vec<String>> {
+        Ok(Self::repair(self)?)
+    }
+
+    fn flows(&self) -> anyhow::Result<Vec<(Key, Flow)>> {
+        Ok(Self::flows(self)?)
+    }
+
+    fn adopt(&mut self, flows: &[(Key, Flow)]) -> anyhow::Result<()> {
+        self.adopt_flows(flows)?;
+        Ok(())
+    }
+
+    fn delete(&mut self, keys: &[Key]) -> anyhow::Result<()> {
+        Ok(self.delete_flows(keys)?)
+    }
+
+    fn now(&self) -> anyhow::Result<Now> {
+        Ok(Self::now(self)?)
+    }
+
+    fn events_fd(&self) -> BorrowedFd<'_> {
+        // Made with the instance, which is not opened without its maps.
+        Self::events_fd(self)
+    }
+
+    fn drain_events(&mut self, most: usize, each: &mut dyn FnMut(&Event)) -> usize {
+        // A ring that cannot be opened rings no bells; the tables still tell of every flow.
+        Self::drain_events(self, most, each).unwrap_or(0)
+    }
+}

@@ -1,0 +1,199 @@
+//! What this kernel offers, found by trying, never by its version.
+
+use std::os::fd::AsFd;
+
+use guard_common::abi;
+use serde::{Deserialize, Serialize};
+
+use super::sys::{self, Instruction};
+
+/// One thing that guard would use, and what is lost where the kernel has it not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Feature {
+    pub name: &'static str,
+    pub found: bool,
+    pub lost_without: &'static str,
+}
+
+/// All of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Offers {
+    pub tcx: bool,
+    pub fmod_ret: bool,
+    pub netns_cookie: bool,
+    pub netns_cookie_skb: bool,
+    pub netns_cookie_sockopt: bool,
+    pub current_sockopt: bool,
+    pub coarse_clock: bool,
+    pub ring_buffer: bool,
+    /// Not a feature: destinations of this host's own connections are rewritten (nftables or iptables, nat, output).
+    pub local_dnat: bool,
+}
+
+const SCHED_CLS: u32 = 3;
+const CGROUP_SKB: u32 = 8;
+const CGROUP_SOCK_ADDR: u32 = 18;
+const CGROUP_SOCKOPT: u32 = 25;
+const TRACING: u32 = 26;
+const MODIFY_RETURN: u32 = 26;
+const INET4_CONNECT: u32 = 10;
+const SETSOCKOPT: u32 = 22;
+pub const TCX_INGRESS: u32 = 46;
+
+const GET_CURRENT_PID_TGID: i32 = 14;
+const JIFFIES64: i32 = 118;
+const GET_NETNS_COOKIE: i32 = 122;
+const KTIME_GET_COARSE_NS: i32 = 160;
+
+const MAP_TYPE_RINGBUF: u32 = 27;
+
+const EXIT: Instruction = (0x95, 0, 0, 0);
+
+const fn set(register: u8, value: i32) -> Instruction {
+    (0xb7, register, 0, value)
+}
+
+const fn call(helper: i32) -> Instruction {
+    (0x85, 0, 0, helper)
+}
+
+impl Offers {
+    /// Loads a few programs of a handful of instructions; attaches none.
+    #[must_use]
+    pub fn probe() -> Self {
+        let helper = |kind, expected, helper| sys::load(kind, expected, 0, &[call(helper), set(0, 1), EXIT]).is_ok();
+        Self {
+            // Loopback is number 1 in every network namespace; asking changes nothing.
+            tcx: sys::query(1, TCX_INGRESS).is_ok(),
+            fmod_ret: fmod_ret(),
+            netns_cookie: sys::netns_cookie().is_ok() && helper(CGROUP_SOCK_ADDR, INET4_CONNECT, GET_NETNS_COOKIE),
+            netns_cookie_skb: helper(SCHED_CLS, 0, GET_NETNS_COOKIE) && helper(CGROUP_SKB, 0, GET_NETNS_COOKIE),
+            netns_cookie_sockopt: helper(CGROUP_SOCKOPT, SETSOCKOPT, GET_NETNS_COOKIE),
+            current_sockopt: helper(CGROUP_SOCKOPT, SETSOCKOPT, GET_CURRENT_PID_TGID),
+            coarse_clock: helper(SCHED_CLS, 0, KTIME_GET_COARSE_NS)
+                && helper(CGROUP_SOCK_ADDR, INET4_CONNECT, KTIME_GET_COARSE_NS),
+            ring_buffer: ring_buffer(),
+            local_dnat: rewrites_local_destinations(),
+        }
+    }
+
+    /// The `FEATURES` global of the programs.
+    #[must_use]
+    pub fn bits(&self) -> u32 {
+        let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+        bit(self.coarse_clock, abi::Features::COARSE_CLOCK)
+            | bit(self.netns_cookie_skb, abi::Features::NETNS_COOKIE_SKB)
+            | bit(self.netns_cookie_sockopt, abi::Features::NETNS_COOKIE_SOCKOPT)
+            | bit(self.current_sockopt, abi::Features::CURRENT_SOCKOPT)
+            | bit(self.local_dnat, abi::Features::LOCAL_DNAT)
+            // Where it is not needed it changes nothing: an option's length of 0 means "as it came".
+            | abi::Features::OPTLEN_ZERO
+    }
+
+    #[must_use]
+    pub fn list(&self) -> Vec<Feature> {
+        let feature = |name, found, lost_without| Feature { name, found, lost_without };
+        vec![
+            feature(
+                "tcx",
+                self.tcx,
+                "clsact filters instead: a filter of a lower priority number can be put before guard's, and an interface \
+                 that is moved to another network namespace is guarded no longer",
+            ),
+            feature(
+                "fmod_ret",
+                self.fmod_ret,
+                "the seal is a cgroup setsockopt program: 32-bit system calls, sockets prepared before the start and later \
+                 cgroup programs can pass it",
+            ),
+            feature(
+                "netns_cookie",
+                self.netns_cookie,
+                "the socket layer cannot tell whose socket asks, and leaves every verdict to the wire",
+            ),
+            feature(
+                "netns_cookie_skb",
+                self.netns_cookie_skb,
+                "the backstop knows this namespace's sockets by a set that userspace begins; one that was missed is left \
+                 to the wire",
+            ),
+            feature(
+                "netns_cookie_sockopt",
+                self.netns_cookie_sockopt,
+                "the seal cannot tell whose socket asks; it holds for every namespace of its cgroup all the same",
+            ),
+            feature("current_sockopt", self.current_sockopt, "a sealed socket option is recorded without its process"),
+            feature("coarse_clock", self.coarse_clock, "25 ns more for each new flow"),
+            feature("ring_buffer", self.ring_buffer, "guard does not start: events need it (Linux 5.8)"),
+        ]
+    }
+}
+
+/// Loads there and is not refused; no program of that kind is attached.
+fn fmod_ret() -> bool {
+    let Ok(btf) = aya_obj::btf::Btf::from_sys_fs() else { return false };
+    let Ok(id) = btf.id_by_type_name_kind("security_socket_setsockopt", aya_obj::btf::BtfKind::Func) else {
+        return false;
+    };
+    sys::load(TRACING, MODIFY_RETURN, id, &[set(0, 0), EXIT]).is_ok()
+}
+
+fn ring_buffer() -> bool {
+    sys::ring_create(MAP_TYPE_RINGBUF, 4096).is_ok()
+}
+
+/// Jiffies a second: the kernel's clock of idle times, which userspace is not told of. 20 ms.
+pub fn calibrate_hz() -> std::io::Result<u32> {
+    // The low half of the count, as the program's result.
+    let program = sys::load(SCHED_CLS, 0, 0, &[call(JIFFIES64), EXIT])?;
+    let now = || sys::test_run(program.as_fd()).map(|jiffies| (jiffies, sys::boot_ns()));
+    let began = sys::boot_ns();
+    // The moment at which the next jiffy begins.
+    let edge = || {
+        let (before, _) = now()?;
+        loop {
+            let (jiffies, time) = now()?;
+            if jiffies != before {
+                return std::io::Result::Ok((jiffies, time));
+            }
+            if time.saturating_sub(began) > 1_000_000_000 {
+                return Err(std::io::Error::from_raw_os_error(libc::ETIME));
+            }
+        }
+    };
+    let (first, first_time) = edge()?;
+    std::thread::sleep(std::time::Duration::from_millis(15));
+    let (last, last_time) = edge()?;
+    let hz = u64::from(last.wrapping_sub(first)) * 1_000_000_000 / (last_time - first_time).max(1);
+    // What kernels are built with. Anything else is taken as measured.
+    Ok([100, 250, 300, 1000].into_iter().find(|known| hz.abs_diff(*known) * 12 <= *known).unwrap_or(hz.max(1)) as u32)
+}
+
+/// Whether rules of nftables or iptables may change where this host's own packets go (nat, at the output hook): then
+/// the socket layer sees another destination than the wire. Docker's rules do.
+fn rewrites_local_destinations() -> bool {
+    use crate::host::netlink::{attributes, dump};
+    const NETFILTER: isize = 12;
+    const GET_CHAIN: u16 = 10 << 8 | 4;
+    const HOOK: u16 = 4;
+    const USE: u16 = 6;
+    const TYPE: u16 = 7;
+    const HOOK_NUMBER: u16 = 1;
+    const OUTPUT: [u8; 4] = 3_u32.to_be_bytes();
+    let mut found = false;
+    // A kernel without nftables refuses; then there are no such chains.
+    let _ = dump(NETFILTER, GET_CHAIN, &[0; 4], |_, payload| {
+        let rest = payload.get(4..).unwrap_or_default();
+        let value = |kind| attributes(rest).find(|(found, _)| *found == kind).map(|(_, value)| value);
+        let at_output = value(HOOK)
+            .is_some_and(|hook| attributes(hook).any(|(kind, value)| kind == HOOK_NUMBER && value == OUTPUT));
+        let has_rules = value(USE).is_some_and(|count| count != [0; 4]);
+        found |= at_output && has_rules && value(TYPE).is_some_and(|kind| kind == b"nat\0");
+    });
+    found
+        || ["ip_tables_names", "ip6_tables_names"].iter().any(|file| {
+            std::fs::read_to_string(format!("/proc/thread-self/net/{file}"))
+                .is_ok_and(|tables| tables.lines().any(|table| table == "nat"))
+        })
+}

@@ -1,0 +1,82 @@
+//! The flow tables, of both families.
+
+use guard_common::abi::{ClockReading, Flow, FlowKeyV4, FlowKeyV6};
+
+use super::{Instance, KernelError, sys};
+use crate::record::{flow::Key, sweep::Now};
+
+const V4: [&str; 3] = ["FLOWS_ESTABLISHED_V4", "FLOWS_UNANSWERED_V4", "FLOWS_DENIED_V4"];
+const V6: [&str; 3] = ["FLOWS_ESTABLISHED_V6", "FLOWS_UNANSWERED_V6", "FLOWS_DENIED_V6"];
+
+impl Instance {
+    /// All that are held. A flow that moves from one table to another meanwhile may be there twice.
+    pub fn flows(&self) -> Result<Vec<(Key, Flow)>, KernelError> {
+        let mut flows = Vec::new();
+        for name in V4 {
+            let entries = sys::entries::<FlowKeyV4, Flow>(self.map(name)?).map_err(failed("cannot read", name))?;
+            flows.extend(entries.into_iter().map(|(key, flow)| (Key::V4(key), flow)));
+        }
+        for name in V6 {
+            let entries = sys::entries::<FlowKeyV6, Flow>(self.map(name)?).map_err(failed("cannot read", name))?;
+            flows.extend(entries.into_iter().map(|(key, flow)| (Key::V6(key), flow)));
+        }
+        Ok(flows)
+    }
+
+    /// Adds flows that began before guard; one that the programs have seen meanwhile is left as it is. How many were
+    /// added.
+    pub fn adopt_flows(&self, flows: &[(Key, Flow)]) -> Result<usize, KernelError> {
+        let mut added = 0;
+        for (key, flow) in flows {
+            let done = match key {
+                Key::V4(key) => self.adopt_one(&V4, key, flow)?,
+                Key::V6(key) => self.adopt_one(&V6, key, flow)?,
+            };
+            added += usize::from(done);
+        }
+        Ok(added)
+    }
+
+    fn adopt_one<K: sys::Plain>(&self, names: &[&str; 3], key: &K, flow: &Flow) -> Result<bool, KernelError> {
+        for name in names {
+            if sys::lookup::<K, Flow>(self.map(name)?, key).map_err(failed("cannot read", name))?.is_some() {
+                return Ok(false);
+            }
+        }
+        let name = if flow.flags & Flow::ANSWERED != 0 { names[0] } else { names[1] };
+        match sys::update(self.map(name)?, key, flow, sys::NOEXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(failed("cannot add to", name)(error)),
+        }
+    }
+
+    /// Forgets flows, in whichever table they are.
+    pub fn delete_flows(&self, keys: &[Key]) -> Result<(), KernelError> {
+        for key in keys {
+            for at in 0..3 {
+                match key {
+                    Key::V4(key) => sys::delete(self.map(V4[at])?, key).map_err(failed("cannot delete from", V4[at]))?,
+                    Key::V6(key) => sys::delete(self.map(V6[at])?, key).map_err(failed("cannot delete from", V6[at]))?,
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// Both clocks of the programs.
+    pub fn now(&self) -> Result<Now, KernelError> {
+        let what = || KernelError::call("cannot read the kernel's clocks");
+        let program = self
+            .programs
+            .get("clock")
+            .ok_or_else(|| KernelError::Damaged { path: self.pins.program("clock"), why: "it is not there".to_owned() })?;
+        sys::test_run(std::os::fd::AsFd::as_fd(program)).map_err(what())?;
+        let reading: ClockReading = sys::lookup(self.map("CLOCK")?, &0_u32).map_err(what())?.unwrap_or_default();
+        Ok(Now { boot_ns: reading.boot_ns, jiffies: reading.jiffies, hz: self.settings.hz })
+    }
+}
+
+fn failed(what: &str, name: &str) -> impl FnOnce(std::io::Error) -> KernelError {
+    KernelError::call(format!("{what} {name}"))
+}

@@ -1,0 +1,579 @@
+//! One attached guard: opened by its pins, started where there are none, taken over where there are.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{MapData, RingBuf};
+use guard_common::abi::{self, Interface, SlotFlags};
+
+use super::{
+    KernelError,
+    attach::{self, At, HOOKS, Hook},
+    interfaces::{self, Device, Selector, Why},
+    load::{self, Programs},
+    near::{self, Near},
+    pins::{Pins, pin_over},
+    publish::{self, Outer, StateMap},
+    release,
+    settings::{self, META, META_BYTES, META_ENTRIES, Options, Published, Settings},
+    sys,
+};
+use crate::policy::compile::{Compiled, InterfaceClasses};
+
+/// Which instance, and where its pins are.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub instance: String,
+    /// `None`: the bpffs that is mounted, else one made at /sys/fs/bpf.
+    pub bpffs: Option<PathBuf>,
+}
+
+/// An instance whose maps, programs and links this process holds too.
+pub struct Instance {
+    pub(super) name: String,
+    pub(super) pins: Pins,
+    pub(super) settings: Settings,
+    pub(super) selector: Selector,
+    pub(super) maps: HashMap<String, OwnedFd>,
+    /// The `EVENTS` map: a descriptor that is readable when events wait.
+    pub(super) events: OwnedFd,
+    pub(super) state: StateMap,
+    pub(super) programs: Programs,
+    /// By the name of their pin.
+    pub(super) links: BTreeMap<String, OwnedFd>,
+    /// By slot, with the generation that each is of.
+    classes: [Option<(u32, InterfaceClasses)>; 3],
+    near: Option<Near>,
+    pub(super) ring: Option<RingBuf<MapData>>,
+    /// When a hook was last put in front of another's: not more than once a second.
+    pub(super) contested: Option<Instant>,
+}
+
+impl Instance {
+    /// Takes over what is there, or starts: loads, pins, attaches; packets are tracked and none is dropped until the
+    /// first publish. A start that fails is undone.
+    ///
+    /// Returns whether it was there already. Belongs to the network namespace of the calling thread.
+    pub fn start(place: &Place, options: &Options) -> Result<(Self, bool), KernelError> {
+        let pins = Pins::find(place.bpffs.as_deref(), &place.instance)?;
+        if pins.exists()? {
+            let mut instance = Self::open(place)?;
+            instance.take_over(options)?;
+            return Ok((instance, true));
+        }
+        load::raise_memory_limit();
+        let settings = Settings::new(options)?;
+        let selector = Selector::new(&options.selection)?;
+        pins.create()?;
+        match Self::begin(&place.instance, &pins, settings, selector) {
+            Ok(instance) => Ok((instance, false)),
+            Err(error) => {
+                // What could not be undone is said by the next command that finds it.
+                let _ = release::tear_down(&pins);
+                Err(KernelError::StartUndone { source: Box::new(error) })
+            }
+        }
+    }
+
+    fn begin(name: &str, pins: &Pins, mut settings: Settings, selector: Selector) -> Result<Self, KernelError> {
+        let meta = sys::map_create(META, sys::MAP_TYPE_ARRAY, META_BYTES as u32, META_ENTRIES, 0, None)
+            .map_err(KernelError::call("cannot make the map META"))?;
+        let path = pins.map(META);
+        sys::pin(meta.as_fd(), &path).map_err(KernelError::path("cannot pin", &path))?;
+        load::make_outer_maps(pins)?;
+        let programs = load::load(pins, &settings)?;
+        settings.programs = pin_programs(pins, &programs)?;
+        settings::write(meta.as_fd(), 0, &settings, &path)?;
+        let maps = open_maps(pins)?;
+        let events = events_of(&maps, pins)?;
+        let state = StateMap::new(map_of(&maps, pins, "STATE")?)?;
+        state.begin();
+        let mut instance = Self {
+            name: name.to_owned(),
+            pins: pins.clone(),
+            settings,
+            selector,
+            maps,
+            events,
+            state,
+            programs,
+            links: BTreeMap::new(),
+            classes: [None, None, None],
+            near: None,
+            ring: None,
+            contested: None,
+        };
+        // The wire first: until then the backstop would hold every socket, were there a policy.
+        instance.look_at_interfaces()?;
+        instance.attach_cgroup()?;
+        Ok(instance)
+    }
+
+    /// One that runs already, of this network namespace and this guard's ABI.
+    pub fn open(place: &Place) -> Result<Self, KernelError> {
+        let pins = Pins::find(place.bpffs.as_deref(), &place.instance)?;
+        if !pins.exists()? {
+            return Err(KernelError::NotRunning(place.instance.clone()));
+        }
+        load::raise_memory_limit();
+        let maps = open_maps(&pins)?;
+        let events = events_of(&maps, &pins)?;
+        let state = StateMap::new(map_of(&maps, &pins, "STATE")?)?;
+        let found = state.read().abi;
+        if found != abi::VERSION {
+            return Err(KernelError::ForeignAbi { found, expected: abi::VERSION });
+        }
+        let damaged = |why: &str| KernelError::Damaged { path: pins.directory().to_owned(), why: why.to_owned() };
+        let settings: Settings = settings::read(map_of(&maps, &pins, META)?, 0, &pins.map(META))?
+            .ok_or_else(|| damaged("its start was interrupted"))?;
+        if settings.netns != settings::own_netns()? {
+            return Err(KernelError::OtherNamespace(place.instance.clone()));
+        }
+        let mut programs = Programs::new();
+        for name in settings.programs.keys() {
+            // One whose pin is gone is found by its link, or loaded anew by `repair`.
+            let path = pins.program(name);
+            if let Some(program) = sys::pinned(&path).map_err(KernelError::path("cannot open", &path))? {
+                programs.insert(name.clone(), program);
+            }
+        }
+        let links = pins.links()?.into_iter().collect();
+        let selector = Selector::new(&settings.selection)?;
+        Ok(Self {
+            name: place.instance.clone(),
+            pins,
+            settings,
+            selector,
+            maps,
+            events,
+            state,
+            programs,
+            links,
+            classes: [None, None, None],
+            near: None,
+            ring: None,
+            contested: None,
+        })
+    }
+
+    /// The daemon's part of adoption: what was asked for now, and this guard's programs in the place of an older one's.
+    fn take_over(&mut self, options: &Options) -> Result<(), KernelError> {
+        self.selector = Selector::new(&options.selection)?;
+        let old = self.settings.clone();
+        self.settings.selection = options.selection.clone();
+        self.settings.shield = options.shield;
+        if let Some(cgroup) = &options.cgroup {
+            use std::os::unix::fs::MetadataExt;
+            self.settings.cgroup_id = fs::metadata(cgroup).map_err(KernelError::path("no such cgroup:", cgroup))?.ino();
+            self.settings.cgroup = cgroup.clone();
+        }
+        let other_object = old.object_sha256 != crate::object::OBJECT_SHA256;
+        if other_object || old.shield != options.shield {
+            self.replace_programs()?;
+        }
+        if old.cgroup_id != self.settings.cgroup_id {
+            // The new ones first: sockets in both see no gap.
+            let former: Vec<String> = cgroup_hooks().map(|hook| hook.pin_name(0)).collect();
+            let held: Vec<OwnedFd> = former.iter().filter_map(|name| self.links.remove(name)).collect();
+            self.attach_cgroup()?;
+            drop(held);
+        }
+        settings::write(self.map(META)?, 0, &self.settings, &self.pins.map(META))?;
+        if !self.settings.shield {
+            self.drop_links(|hook| hook.at == At::Xdp)?;
+        }
+        self.look_at_interfaces()?;
+        self.attach_cgroup()
+    }
+
+    /// Loads this guard's programs and puts them into the links that are there: each atomically, no packet unjudged.
+    fn replace_programs(&mut self) -> Result<(), KernelError> {
+        let programs = load::load(&self.pins, &self.settings)?;
+        let tags = pin_programs(&self.pins, &programs)?;
+        for hook in HOOKS {
+            let Some(program) = programs.get(hook.program) else { continue };
+            let links = self.links.iter().filter(|(name, _)| is_link_of(name, hook));
+            for (name, link) in links {
+                sys::link_update(link.as_fd(), program.as_fd())
+                    .map_err(KernelError::call(format!("cannot replace the program of {name}")))?;
+            }
+        }
+        self.programs = programs;
+        self.settings.programs = tags;
+        crate::object::OBJECT_SHA256.clone_into(&mut self.settings.object_sha256);
+        env!("CARGO_PKG_VERSION").clone_into(&mut self.settings.version);
+        if !self.settings.offers.tcx {
+            for device in self.guarded_here()? {
+                self.attach_filters(&device)?;
+            }
+        }
+        settings::write(self.map(META)?, 0, &self.settings, &self.pins.map(META))
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The number that the next policy gets.
+    #[must_use]
+    pub fn next_generation(&self) -> u32 {
+        publish::next_generation(&self.state.read())
+    }
+
+    /// Puts a policy in force: built aside, frozen, read back, then one 8-byte store. With `within` the kernel itself
+    /// undoes it then, unless [`Self::confirm`] comes. On an error the old policy stays in force.
+    pub fn publish(&mut self, compiled: &Compiled, within: Option<Duration>) -> Result<(), KernelError> {
+        let outer = Outer { tables: self.map("TABLES")?, rule_counters: self.map("RULE_COUNTERS")? };
+        let (slot, published) = publish::build(&self.state, &outer, compiled)?;
+        // Who looks at the interfaces from now on finds the patterns there.
+        settings::write(self.map(META)?, 1 + u32::from(slot.0), &published, &self.pins.map(META))?;
+        self.write_classes(usize::from(slot.0), &published)?;
+        publish::flip(&self.state, slot, within)
+    }
+
+    pub fn confirm(&mut self) -> Result<(), KernelError> {
+        self.settle();
+        self.state.confirm()
+    }
+
+    pub fn roll_back(&mut self) -> Result<(), KernelError> {
+        self.state.roll_back()
+    }
+
+    /// Completes a rollback whose deadline has passed; true if there was one.
+    pub fn settle(&mut self) -> bool {
+        self.state.settle()
+    }
+
+    /// What was published into a slot (0 to 2).
+    pub fn published(&self, slot: u8) -> Result<Option<Published>, KernelError> {
+        settings::read(self.map(META)?, 1 + u32::from(slot), &self.pins.map(META))
+    }
+
+    pub(super) fn map(&self, name: &str) -> Result<BorrowedFd<'_>, KernelError> {
+        map_of(&self.maps, &self.pins, name)
+    }
+
+    /// What the programs were told of each interface.
+    pub(super) fn told(&self) -> Result<BTreeMap<u32, Interface>, KernelError> {
+        let entries = sys::entries::<u32, Interface>(self.map("INTERFACES")?)
+            .map_err(KernelError::call("cannot read INTERFACES"))?;
+        Ok(entries.into_iter().collect())
+    }
+
+    /// Every interface of this namespace with what is decided about it.
+    pub fn decided(&self) -> Result<Vec<(Device, Why)>, KernelError> {
+        let told = self.told()?;
+        let mut decided: Vec<(Device, Why)> = interfaces::devices()?
+            .into_values()
+            .map(|device| {
+                let why = self.selector.decide(&device, told.get(&device.index));
+                (device, why)
+            })
+            .collect();
+        decided.sort_by_key(|(device, _)| device.index);
+        Ok(decided)
+    }
+
+    fn guarded_here(&self) -> Result<Vec<Device>, KernelError> {
+        Ok(self.decided()?.into_iter().filter(|(_, why)| why.guarded()).map(|(device, _)| device).collect())
+    }
+
+    /// Looks at the interfaces again: attaches to those that are to be guarded, tells the programs of them, forgets
+    /// those that are gone, and learns the routes. An interface that cannot be attached to is left unknown to the
+    /// programs, so that the backstop holds its sockets; the others are still looked at.
+    pub fn look_at_interfaces(&mut self) -> Result<(), KernelError> {
+        self.learn_classes()?;
+        let devices = interfaces::devices()?;
+        let told = self.told()?;
+        let mut failed = None;
+        let mut indexes: Vec<u32> = devices.keys().copied().collect();
+        indexes.sort_unstable();
+        for index in indexes {
+            let device = &devices[&index];
+            let before = told.get(&index);
+            let why = self.selector.decide(device, before);
+            if why == Why::Undecided {
+                continue;
+            }
+            if why.guarded()
+                && let Err(error) = self.attach_wire(device)
+            {
+                failed.get_or_insert(error);
+                continue;
+            }
+            let now = Interface {
+                flags: interfaces::flags(device, why, &devices),
+                class: std::array::from_fn(|slot| self.class(slot, &device.name)),
+            };
+            if before != Some(&now) {
+                sys::update(self.map("INTERFACES")?, &index, &now, sys::ANY)
+                    .map_err(KernelError::call(format!("cannot tell the programs of {}", device.name)))?;
+            }
+            if !why.guarded() && before.is_some_and(|before| before.flags & Interface::GUARDED != 0) {
+                self.drop_interface(index)?;
+            }
+        }
+        for (index, before) in &told {
+            if !devices.contains_key(index) && !self.lives_elsewhere(*index) {
+                self.drop_interface(*index)?;
+                sys::delete(self.map("INTERFACES")?, index).map_err(KernelError::call("cannot forget an interface"))?;
+            } else if !devices.contains_key(index) && before.flags & Interface::GUARDED == 0 {
+                sys::delete(self.map("INTERFACES")?, index).map_err(KernelError::call("cannot forget an interface"))?;
+            }
+        }
+        self.learn_routes(&devices)?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Moved to another network namespace: its tcx links went with it, and go on judging.
+    pub(super) fn lives_elsewhere(&self, index: u32) -> bool {
+        HOOKS
+            .iter()
+            .filter(|hook| matches!(hook.at, At::Wire(_)))
+            .filter_map(|hook| self.links.get(&hook.pin_name(index)))
+            .any(|link| sys::info_of_link(link.as_fd()).is_ok_and(|info| info.target != 0))
+    }
+
+    /// The classes of each slot's generation, whoever published it.
+    fn learn_classes(&mut self) -> Result<(), KernelError> {
+        let state = self.state.read();
+        for slot in 0..3 {
+            let generation = state.slots[usize::from(slot)].generation;
+            if generation != 0 && self.classes[usize::from(slot)].as_ref().is_none_or(|(of, _)| *of != generation) {
+                let published = self.published(slot)?.filter(|published| published.generation == generation);
+                self.classes[usize::from(slot)] = published
+                    .and_then(|published| InterfaceClasses::new(&published.interface_patterns))
+                    .map(|classes| (generation, classes));
+            }
+        }
+        Ok(())
+    }
+
+    fn class(&self, slot: usize, name: &str) -> u32 {
+        match &self.classes[slot] {
+            Some((_, classes)) => classes.class(name),
+            // No rule that names an interface matches one of this class.
+            None if self.state.read().slots[slot].flags.has(SlotFlags::BY_INTERFACE) => u32::MAX,
+            None => 0,
+        }
+    }
+
+    /// Of all interfaces in one slot, before it is put in force.
+    fn write_classes(&self, slot: usize, published: &Published) -> Result<(), KernelError> {
+        let classes = InterfaceClasses::new(&published.interface_patterns)
+            .ok_or(KernelError::ReadBack { what: "interface patterns" })?;
+        let devices = interfaces::devices()?;
+        for (index, before) in self.told()? {
+            // One that lives elsewhere has a name that is not known here.
+            let mut now = before;
+            now.class[slot] = match devices.get(&index) {
+                Some(device) => classes.class(&device.name),
+                None if published.interface_patterns.is_empty() => 0,
+                None => u32::MAX,
+            };
+            if now != before {
+                sys::update(self.map("INTERFACES")?, &index, &now, sys::EXIST)
+                    .map_err(KernelError::call("cannot tell the programs of an interface's class"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn learn_routes(&mut self, devices: &HashMap<u32, Device>) -> Result<(), KernelError> {
+        let told = self.told()?;
+        let guarded = |index: u32| told.get(&index).map(|interface| interface.flags & Interface::GUARDED != 0);
+        let now = near::near(devices, &guarded)?;
+        let before = match self.near.take() {
+            Some(before) => before,
+            None => Near {
+                v4: keys(self.map("NEAR_V4")?)?,
+                v6: keys(self.map("NEAR_V6")?)?,
+            },
+        };
+        change_set(self.map("NEAR_V4")?, &before.v4, &now.v4)?;
+        change_set(self.map("NEAR_V6")?, &before.v6, &now.v6)?;
+        self.near = Some(now);
+        Ok(())
+    }
+
+    /// Attaches what is missing on an interface.
+    pub(super) fn attach_wire(&mut self, device: &Device) -> Result<(), KernelError> {
+        if !self.settings.offers.tcx {
+            self.attach_filters(device)?;
+        }
+        for hook in HOOKS {
+            let wanted = match hook.at {
+                At::Wire(_) => self.settings.offers.tcx,
+                At::Xdp => true,
+                At::Cgroup(_) => false,
+            };
+            let name = hook.pin_name(device.index);
+            if wanted && !self.holds(&name) && self.programs.contains_key(hook.program) {
+                self.attach(hook, device.index)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_filters(&self, device: &Device) -> Result<(), KernelError> {
+        for hook in HOOKS {
+            if let At::Wire(direction) = hook.at
+                && self.programs.contains_key(hook.program)
+                && !super::filters::is_first(device.index, direction, &self.tags_of(hook))?
+            {
+                attach::attach_filter(&self.pins, hook, direction, &device.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn tags_of(&self, hook: &Hook) -> String {
+        self.settings.programs.get(hook.program).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn attach_cgroup(&mut self) -> Result<(), KernelError> {
+        for hook in cgroup_hooks() {
+            if !self.holds(&hook.pin_name(0)) && self.programs.contains_key(hook.program) {
+                self.attach(hook, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A link that is still attached to something.
+    pub(super) fn holds(&self, name: &str) -> bool {
+        self.links.get(name).is_some_and(|link| sys::info_of_link(link.as_fd()).is_ok_and(|info| info.target != 0))
+    }
+
+    pub(super) fn attach(&mut self, hook: &Hook, interface: u32) -> Result<(), KernelError> {
+        let Some(program) = self.programs.get(hook.program) else { return Ok(()) };
+        let link = attach::attach_link(&self.pins, hook, program.as_fd(), &self.settings, interface)?;
+        self.links.insert(hook.pin_name(interface), link);
+        Ok(())
+    }
+
+    /// Loads the programs once more, so that one can stand in front of itself.
+    pub(super) fn reload_programs(&mut self) -> Result<(), KernelError> {
+        self.programs = load::load(&self.pins, &self.settings)?;
+        self.settings.programs = pin_programs(&self.pins, &self.programs)?;
+        settings::write(self.map(META)?, 0, &self.settings, &self.pins.map(META))
+    }
+
+    fn drop_interface(&mut self, index: u32) -> Result<(), KernelError> {
+        for hook in HOOKS {
+            if !matches!(hook.at, At::Cgroup(_)) {
+                self.drop_link(&hook.pin_name(index))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_links(&mut self, which: impl Fn(&Hook) -> bool) -> Result<(), KernelError> {
+        let names: Vec<String> = self
+            .links
+            .keys()
+            .filter(|name| HOOKS.iter().any(|hook| which(hook) && is_link_of(name, hook)))
+            .cloned()
+            .collect();
+        names.iter().try_for_each(|name| self.drop_link(name))
+    }
+
+    fn drop_link(&mut self, name: &str) -> Result<(), KernelError> {
+        if self.links.remove(name).is_some() {
+            let path = self.pins.link(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(KernelError::path("cannot unpin", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn cgroup_hooks() -> impl Iterator<Item = &'static Hook> {
+    HOOKS.iter().filter(|hook| matches!(hook.at, At::Cgroup(_)))
+}
+
+fn is_link_of(name: &str, hook: &Hook) -> bool {
+    match hook.at {
+        At::Cgroup(_) => name == hook.program,
+        _ => name.strip_prefix(hook.program).and_then(|rest| rest.strip_prefix('_')).is_some_and(|index| {
+            index.bytes().all(|byte| byte.is_ascii_digit())
+        }),
+    }
+}
+
+/// Pins each under its name; their tags.
+fn pin_programs(pins: &Pins, programs: &Programs) -> Result<BTreeMap<String, String>, KernelError> {
+    let mut tags = BTreeMap::new();
+    for (name, program) in programs {
+        pin_over(program.as_fd(), &pins.program(name))?;
+        let info = sys::info_of_program(program.as_fd()).map_err(KernelError::call(format!("cannot read of {name}")))?;
+        tags.insert(name.clone(), info.tag_text());
+    }
+    Ok(tags)
+}
+
+fn open_maps(pins: &Pins) -> Result<HashMap<String, OwnedFd>, KernelError> {
+    let directory = pins.map("");
+    let mut maps = HashMap::new();
+    for entry in fs::read_dir(&directory).map_err(KernelError::path("cannot list", &directory))? {
+        let entry = entry.map_err(KernelError::path("cannot list", &directory))?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if let Some(map) = sys::pinned(&entry.path()).map_err(KernelError::path("cannot open", &entry.path()))? {
+            maps.insert(name, map);
+        }
+    }
+    Ok(maps)
+}
+
+fn map_of<'a>(maps: &'a HashMap<String, OwnedFd>, pins: &Pins, name: &str) -> Result<BorrowedFd<'a>, KernelError> {
+    maps.get(name)
+        .map(AsFd::as_fd)
+        .ok_or_else(|| KernelError::Damaged { path: pins.map(name), why: "the map is not pinned there".to_owned() })
+}
+
+fn events_of(maps: &HashMap<String, OwnedFd>, pins: &Pins) -> Result<OwnedFd, KernelError> {
+    map_of(maps, pins, "EVENTS")?.try_clone_to_owned().map_err(KernelError::call("cannot open EVENTS"))
+}
+
+fn keys<K: sys::Plain + Ord>(map: BorrowedFd<'_>) -> Result<std::collections::BTreeSet<K>, KernelError> {
+    let mut keys = std::collections::BTreeSet::new();
+    let mut key = sys::next_key::<K>(map, None).map_err(KernelError::call("cannot read the near destinations"))?;
+    while let Some(current) = key
+        && keys.len() <= near::MOST
+    {
+        keys.insert(current);
+        key = sys::next_key(map, Some(&current)).map_err(KernelError::call("cannot read the near destinations"))?;
+    }
+    Ok(keys)
+}
+
+fn change_set<K: sys::Plain + Ord>(
+    map: BorrowedFd<'_>,
+    before: &std::collections::BTreeSet<K>,
+    now: &std::collections::BTreeSet<K>,
+) -> Result<(), KernelError> {
+    // What is near no longer goes first: too few of them only means that more is judged.
+    for key in before.difference(now) {
+        sys::delete(map, key).map_err(KernelError::call("cannot forget a near destination"))?;
+    }
+    for key in now.difference(before) {
+        sys::update(map, key, &1_u8, sys::ANY).map_err(KernelError::call("cannot tell of a near destination"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,321 @@
+//! Which interfaces are guarded, and what the programs are told of each (DESIGN: guarded by default is every device
+//! where frames leave this namespace).
+
+use std::collections::HashMap;
+
+use guard_common::abi::Interface;
+use serde::{Deserialize, Serialize};
+
+use super::KernelError;
+use crate::host::{
+    NetlinkError,
+    netlink::{attributes, dump, number},
+};
+
+/// Patterns of names, as the shell has them. What is named by neither is decided by what it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Selection {
+    /// Where there are any: only what they name is guarded.
+    pub include: Vec<String>,
+    pub exclude: Vec<String>,
+    /// Ports of VMs and containers too, from now on (lockdown).
+    pub ports: bool,
+}
+
+/// One interface of this network namespace, as the kernel describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    pub index: u32,
+    pub name: String,
+    /// `veth`, `bridge`…; empty for hardware.
+    pub kind: String,
+    /// Index of the device below (or of a veth's peer); 0: none.
+    pub lower: u32,
+    /// The device below is in another network namespace.
+    pub lower_elsewhere: bool,
+    /// Index of the bridge, bond or switch that it is a port of; 0: none.
+    pub master: u32,
+    pub loopback: bool,
+    pub up: bool,
+    pub ethernet: bool,
+    /// Of a bridge: spanning tree runs.
+    pub spanning_tree: bool,
+    /// Id of the XDP program on it; 0: none.
+    pub xdp: u32,
+}
+
+/// Why an interface is guarded, or is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// Frames leave this namespace there.
+    Uplink,
+    /// Named by `--interface`.
+    Named,
+    /// Was guarded before; it stays so.
+    Before,
+    /// A port of a VM or container, guarded in lockdown.
+    LockedPort,
+    Loopback,
+    /// Named by `--not-interface`.
+    Excluded,
+    /// `--interface` names others.
+    NotNamed,
+    /// Traffic is judged on the device below.
+    Stacked,
+    /// A port of a VM or container on a bridge of this host.
+    Port,
+    /// A veth or tap that is down: decided when it comes up or becomes a port.
+    Undecided,
+}
+
+impl Why {
+    #[must_use]
+    pub const fn guarded(self) -> bool {
+        matches!(self, Self::Uplink | Self::Named | Self::Before | Self::LockedPort)
+    }
+
+    /// For people.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Uplink => "frames leave this host there",
+            Self::Named => "named by --interface",
+            Self::Before => "was guarded before, and stays so",
+            Self::LockedPort => "a container's or VM's port, guarded in lockdown",
+            Self::Loopback => "loopback: what stays on this host",
+            Self::Excluded => "named by --not-interface",
+            Self::NotNamed => "--interface names others",
+            Self::Stacked => "judged on the device below it",
+            Self::Port => "containers or VMs with this host and with each other",
+            Self::Undecided => "down; decided when it comes up",
+        }
+    }
+}
+
+/// [`Selection`], ready to match.
+#[derive(Clone, Debug)]
+pub struct Selector {
+    include: globset::GlobSet,
+    exclude: globset::GlobSet,
+    ports: bool,
+}
+
+impl Selector {
+    pub fn new(selection: &Selection) -> Result<Self, KernelError> {
+        let set = |patterns: &[String]| {
+            let mut set = globset::GlobSetBuilder::new();
+            for pattern in patterns {
+                let failed = |source| KernelError::Pattern { pattern: pattern.clone(), source };
+                set.add(globset::Glob::new(pattern).map_err(failed)?);
+            }
+            set.build().map_err(|source| KernelError::Pattern { pattern: patterns.join(" "), source })
+        };
+        Ok(Self { include: set(&selection.include)?, exclude: set(&selection.exclude)?, ports: selection.ports })
+    }
+
+    /// `before`: what the programs have been told of it.
+    #[must_use]
+    pub fn decide(&self, device: &Device, before: Option<&Interface>) -> Why {
+        if device.loopback {
+            return Why::Loopback;
+        }
+        if self.exclude.is_match(&device.name) {
+            return Why::Excluded;
+        }
+        if self.include.is_match(&device.name) {
+            return Why::Named;
+        }
+        if before.is_some_and(|before| before.flags & Interface::GUARDED != 0) {
+            return Why::Before;
+        }
+        if !self.include.is_empty() {
+            return Why::NotNamed;
+        }
+        let by_nature = by_nature(device, before.is_some());
+        if by_nature == Why::Port && self.ports { Why::LockedPort } else { by_nature }
+    }
+}
+
+fn by_nature(device: &Device, known: bool) -> Why {
+    match device.kind.as_str() {
+        // What frames only pass through on their way to a port.
+        "bridge" | "bond" | "team" | "vrf" | "openvswitch" | "batadv" | "hsr" => Why::Stacked,
+        // Ends of a cable to a container or VM where they are ports; else uplinks.
+        "veth" | "tun" if device.ethernet => {
+            if device.master != 0 {
+                Why::Port
+            } else if known {
+                // First seen as a port, and taken out since.
+                Why::Port
+            } else if device.up {
+                Why::Uplink
+            } else {
+                Why::Undecided
+            }
+        }
+        // A VM's port on a device that is judged.
+        "vlan" | "macvlan" | "macvtap" | "ipvlan" | "ipvtap" | "dsa" | "rmnet" | "lowpan"
+            if device.lower != 0 && !device.lower_elsewhere =>
+        {
+            Why::Stacked
+        }
+        // Hardware, and tunnels: those are judged at both levels, since the tuples differ.
+        _ => Why::Uplink,
+    }
+}
+
+/// What the programs need to know of a device; classes are the caller's.
+#[must_use]
+pub fn flags(device: &Device, why: Why, devices: &HashMap<u32, Device>) -> u32 {
+    let mut flags = 0;
+    if why.guarded() {
+        flags |= Interface::GUARDED;
+    }
+    if device.loopback {
+        flags |= Interface::LOOPBACK;
+    }
+    if !device.ethernet {
+        flags |= Interface::NO_ETHERNET;
+    }
+    if devices.get(&device.master).is_some_and(|master| master.spanning_tree) {
+        flags |= Interface::SPANNING_TREE;
+    }
+    flags
+}
+
+const ROUTE: isize = 0;
+const GET_LINK: u16 = 18;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_XDP: u16 = 43;
+const INFO_KIND: u16 = 1;
+const INFO_DATA: u16 = 2;
+const BR_STP_STATE: u16 = 5;
+const XDP_PROG_ID: u16 = 4;
+const ARPHRD_ETHER: u16 = 1;
+const ARPHRD_LOOPBACK: u16 = 772;
+
+/// Every interface of this thread's network namespace, by index.
+pub fn devices() -> Result<HashMap<u32, Device>, KernelError> {
+    for _ in 0..3 {
+        let mut devices = HashMap::new();
+        // struct ifinfomsg: family, pad, type, index, flags, change.
+        let consistent = dump(ROUTE, GET_LINK, &[0; 16], |_, payload| {
+            if let Some(device) = device(payload) {
+                devices.insert(device.index, device);
+            }
+        })?;
+        if consistent {
+            return Ok(devices);
+        }
+    }
+    Err(NetlinkError::Overrun.into())
+}
+
+fn device(payload: &[u8]) -> Option<Device> {
+    let hardware = u16::from_ne_bytes(payload.get(2..4)?.try_into().ok()?);
+    let flags = number(payload, 8)?;
+    let mut device = Device {
+        index: number(payload, 4)?,
+        loopback: flags & libc::IFF_LOOPBACK as u32 != 0,
+        up: flags & libc::IFF_UP as u32 != 0,
+        ethernet: matches!(hardware, ARPHRD_ETHER | ARPHRD_LOOPBACK),
+        ..Device::default()
+    };
+    for (kind, value) in attributes(payload.get(16..)?) {
+        match kind {
+            IFLA_IFNAME => device.name = text(value),
+            IFLA_LINK => device.lower = number(value, 0)?,
+            IFLA_MASTER => device.master = number(value, 0)?,
+            IFLA_LINK_NETNSID => device.lower_elsewhere = true,
+            IFLA_LINKINFO => {
+                for (kind, value) in attributes(value) {
+                    match kind {
+                        INFO_KIND => device.kind = text(value),
+                        INFO_DATA if device.kind == "bridge" => {
+                            device.spanning_tree = attributes(value)
+                                .any(|(kind, value)| kind == BR_STP_STATE && number(value, 0).is_some_and(|on| on != 0));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            IFLA_XDP => {
+                device.xdp = attributes(value)
+                    .find(|(kind, _)| *kind == XDP_PROG_ID)
+                    .and_then(|(_, value)| number(value, 0))
+                    .unwrap_or(0);
+            }
+            _ => {}
+        }
+    }
+    Some(device)
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(kind: &str) -> Device {
+        Device { index: 7, name: "x0".to_owned(), kind: kind.to_owned(), ethernet: true, up: true, ..Device::default() }
+    }
+
+    fn plain() -> Selector {
+        Selector::new(&Selection::default()).unwrap()
+    }
+
+    #[test]
+    fn guarded_is_where_frames_leave() {
+        for (device, why) in [
+            (device(""), Why::Uplink),
+            (Device { master: 3, ..device("") }, Why::Uplink),
+            (device("veth"), Why::Uplink),
+            (Device { master: 3, ..device("veth") }, Why::Port),
+            (Device { up: false, ..device("veth") }, Why::Undecided),
+            (Device { master: 3, ..device("tun") }, Why::Port),
+            (Device { ethernet: false, ..device("tun") }, Why::Uplink),
+            (device("bridge"), Why::Stacked),
+            (device("bond"), Why::Stacked),
+            (Device { lower: 2, ..device("vlan") }, Why::Stacked),
+            (Device { lower: 2, lower_elsewhere: true, ..device("macvlan") }, Why::Uplink),
+            (device("wireguard"), Why::Uplink),
+            (Device { lower: 2, ..device("vxlan") }, Why::Uplink),
+            (Device { lower: 2, ..device("macsec") }, Why::Uplink),
+            (Device { loopback: true, ..device("") }, Why::Loopback),
+        ] {
+            assert_eq!(plain().decide(&device, None), why, "{device:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_guarded_stays_guarded() {
+        let guarded = Interface { flags: Interface::GUARDED, ..Interface::default() };
+        let known = Interface::default();
+        let port = Device { master: 3, ..device("veth") };
+        assert_eq!(plain().decide(&port, Some(&guarded)), Why::Before);
+        assert_eq!(plain().decide(&device("veth"), Some(&known)), Why::Port);
+    }
+
+    #[test]
+    fn patterns_win() {
+        let selection =
+            Selection { include: vec!["veth*".into()], exclude: vec!["eth[12]".into()], ..Selection::default() };
+        let selector = Selector::new(&selection).unwrap();
+        let named = |name: &str, device: Device| Device { name: name.to_owned(), ..device };
+        assert_eq!(selector.decide(&named("veth9", Device { master: 3, ..device("veth") }), None), Why::Named);
+        assert_eq!(selector.decide(&named("eth1", device("")), None), Why::Excluded);
+        assert_eq!(selector.decide(&named("eth3", device("")), None), Why::NotNamed);
+        let locked = Selector::new(&Selection { ports: true, ..Selection::default() }).unwrap();
+        assert_eq!(locked.decide(&Device { master: 3, ..device("veth") }, None), Why::LockedPort);
+        assert!(Selector::new(&Selection { include: vec!["[".into()], ..Selection::default() }).is_err());
+    }
+}

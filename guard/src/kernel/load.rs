@@ -1,0 +1,118 @@
+//! The object into the kernel: maps, pinned as they are made (or those that are pinned already), and programs.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use aya::{EbpfLoader, programs::Program};
+use guard_common::{
+    abi::{RuleCounter, Slot},
+    decide::Node,
+};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+
+use super::{
+    KernelError,
+    pins::Pins,
+    settings::Settings,
+    sys::{self, F_INNER_MAP, F_MMAPABLE, F_RDONLY_PROG, MAP_TYPE_ARRAY, MAP_TYPE_ARRAY_OF_MAPS},
+};
+use crate::object::OBJECT;
+
+/// Of the inner maps of `TABLES`: any size, read-only for programs; mappable, so that they lie on pages of their own.
+pub const TABLE_FLAGS: u32 = F_INNER_MAP | F_RDONLY_PROG | F_MMAPABLE;
+
+/// Programs by name, loaded and held.
+pub type Programs = HashMap<String, OwnedFd>;
+
+/// Every map of the object that programs and userspace share, by name.
+pub fn map_names() -> Result<Vec<String>, KernelError> {
+    let object = aya_obj::Object::parse(OBJECT)
+        .map_err(|error| KernelError::Load { what: "the eBPF object".to_owned(), message: error.to_string() })?;
+    let mut names: Vec<String> = object.maps.into_keys().filter(|name| !name.starts_with('.')).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Before 5.11 maps count against the limit of locked memory.
+pub fn raise_memory_limit() {
+    // Where it cannot be raised, making the maps says so.
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+}
+
+/// The arrays of maps, made by hand and pinned: 6.1 refuses inner maps without type information under an outer one
+/// whose template has it, as aya would make it.
+pub fn make_outer_maps(pins: &Pins) -> Result<(), KernelError> {
+    for (name, value_size, flags) in [
+        ("TABLES", size_of::<Node>(), TABLE_FLAGS),
+        ("RULE_COUNTERS", size_of::<RuleCounter>(), F_INNER_MAP),
+    ] {
+        let failed = || KernelError::call(format!("cannot make the map {name}"));
+        let template =
+            sys::map_create("guard_template", MAP_TYPE_ARRAY, value_size as u32, 1, flags, None).map_err(failed())?;
+        let slots = Slot::TABLES as u32;
+        let outer = sys::map_create(name, MAP_TYPE_ARRAY_OF_MAPS, 4, slots, 0, Some(template.as_fd())).map_err(failed())?;
+        let path = pins.map(name);
+        sys::pin(outer.as_fd(), &path).map_err(KernelError::path("cannot pin", &path))?;
+    }
+    Ok(())
+}
+
+/// Loads every program that this kernel and these settings need, against the pinned maps; makes and pins those maps
+/// that are not there.
+pub fn load(pins: &Pins, settings: &Settings) -> Result<Programs, KernelError> {
+    let names = map_names()?;
+    let features = settings.offers.bits();
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("NETNS_COOKIE", &settings.netns_cookie, true)
+        .override_global("HZ", &settings.hz, true)
+        .override_global("FEATURES", &features, true);
+    for name in &names {
+        loader.map_pin_path(name, pins.map(name));
+        if name.starts_with("FLOWS_") || name == "OWNERS" || name == "SOCKETS" {
+            loader.map_max_entries(name, settings.flows);
+        }
+    }
+    let failed = |what: &str, error: &dyn std::error::Error| KernelError::Load { what: what.to_owned(), message: chain(error) };
+    let mut ebpf = loader.load(OBJECT).map_err(|error| failed("cannot make guard's maps", &error))?;
+    let mut programs = Programs::new();
+    for (name, program) in ebpf.programs_mut() {
+        if !settings.needs(name) {
+            continue;
+        }
+        let what = || format!("the kernel refused guard's program {name}");
+        let loaded = match program {
+            Program::SchedClassifier(program) => program.load(),
+            Program::Xdp(program) => program.load(),
+            Program::CgroupSkb(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSockopt(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            _ => continue,
+        };
+        loaded.map_err(|error| failed(&what(), &error))?;
+        let fd = program.fd().map_err(|error| failed(&what(), &error))?;
+        let fd = fd.as_fd().try_clone_to_owned().map_err(KernelError::call(what()))?;
+        programs.insert(name.to_owned(), fd);
+    }
+    Ok(programs)
+}
+
+/// An error with all that caused it; the verifier's log stands in there, of which the end matters.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    const MOST: usize = 2000;
+    if text.len() > MOST {
+        let from = (text.len() - MOST..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.replace_range(..from, "…");
+    }
+    text
+}

@@ -1,0 +1,34 @@
+//! guard and the kernel: the only module that knows aya and raw `bpf(2)`.
+//!
+//! [`Instance`] is one attached guard, of one network namespace. It lives in the kernel, held by pins under
+//! `<bpffs>/guard/<instance>`; every command opens it by these, and none has to run for it to go on. Programs, maps and
+//! hooks are as `guard-ebpf` has them; `META` beside them says what was asked for at the start.
+
+mod attach;
+mod counters;
+mod engine;
+mod error;
+mod events;
+mod features;
+mod filters;
+mod flows;
+mod instance;
+mod interfaces;
+mod load;
+mod near;
+mod pins;
+mod publish;
+mod release;
+mod repair;
+mod settings;
+mod status;
+mod sys;
+
+pub use error::KernelError;
+pub use features::{Feature, Offers};
+pub use instance::{Instance, Place};
+pub use interfaces::{Device, Selection, Why};
+pub use publish::TableHeader;
+pub use release::release;
+pub use settings::{Options, Published, Settings};
+pub use status::HookStatus;

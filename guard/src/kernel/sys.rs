@@ -1,0 +1,553 @@
+//! Raw `bpf(2)`: what aya does not offer (batches, freezing, maps in memory, queries, links of every kind alike).
+//!
+//! Each call names the kernel that first knew it. Attributes are written by offset into `union bpf_attr`
+//! (include/uapi/linux/bpf.h), whose layout never changes.
+
+use std::{
+    ffi::CString,
+    fs, io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+    ptr::NonNull,
+};
+
+const MAP_CREATE: libc::c_int = 0;
+const MAP_LOOKUP_ELEM: libc::c_int = 1;
+const MAP_UPDATE_ELEM: libc::c_int = 2;
+const MAP_DELETE_ELEM: libc::c_int = 3;
+const MAP_GET_NEXT_KEY: libc::c_int = 4;
+const PROG_LOAD: libc::c_int = 5;
+const OBJ_PIN: libc::c_int = 6;
+const OBJ_GET: libc::c_int = 7;
+const PROG_TEST_RUN: libc::c_int = 10;
+const PROG_GET_FD_BY_ID: libc::c_int = 13;
+const MAP_GET_FD_BY_ID: libc::c_int = 14;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const PROG_QUERY: libc::c_int = 16;
+const MAP_FREEZE: libc::c_int = 22;
+const MAP_LOOKUP_BATCH: libc::c_int = 24;
+const MAP_UPDATE_BATCH: libc::c_int = 26;
+const LINK_CREATE: libc::c_int = 28;
+const LINK_UPDATE: libc::c_int = 29;
+const LINK_DETACH: libc::c_int = 34;
+
+pub const MAP_TYPE_ARRAY: u32 = 2;
+pub const MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
+
+pub const F_RDONLY_PROG: u32 = 1 << 7;
+pub const F_MMAPABLE: u32 = 1 << 10;
+pub const F_INNER_MAP: u32 = 1 << 12;
+
+/// Flags of an update.
+pub const ANY: u64 = 0;
+pub const NOEXIST: u64 = 1;
+pub const EXIST: u64 = 2;
+
+/// `BPF_F_BEFORE` without a relative: first in line (6.6).
+pub const LINK_FIRST: u32 = 1 << 3;
+/// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE`.
+pub const XDP_GENERIC: u32 = 1 << 1;
+pub const XDP_NATIVE: u32 = 1 << 2;
+
+/// `struct bpf_insn`: opcode, destination | source << 4, offset, immediate.
+pub type Instruction = (u8, u8, i16, i32);
+
+struct Attr([u64; 18]);
+
+impl Attr {
+    const fn new() -> Self {
+        Self([0; 18])
+    }
+
+    fn u32(self, offset: usize, value: u32) -> Self {
+        self.bytes(offset, &value.to_ne_bytes())
+    }
+
+    fn u64(mut self, offset: usize, value: u64) -> Self {
+        self.0[offset / 8] = value;
+        self
+    }
+
+    fn fd(self, offset: usize, fd: BorrowedFd<'_>) -> Self {
+        self.u32(offset, fd.as_raw_fd() as u32)
+    }
+
+    fn pointer<T: ?Sized>(self, offset: usize, to: *const T) -> Self {
+        self.u64(offset, to.cast::<u8>() as u64)
+    }
+
+    fn bytes(mut self, offset: usize, bytes: &[u8]) -> Self {
+        for (at, byte) in (offset..).zip(bytes) {
+            let mut word = self.0[at / 8].to_ne_bytes();
+            word[at % 8] = *byte;
+            self.0[at / 8] = u64::from_ne_bytes(word);
+        }
+        self
+    }
+
+    fn read_u32(&self, offset: usize) -> u32 {
+        let word = self.0[offset / 8].to_ne_bytes();
+        let at = offset % 8;
+        u32::from_ne_bytes([word[at], word[at + 1], word[at + 2], word[at + 3]])
+    }
+}
+
+/// Every pointer in `attr` must be to memory that the caller borrows until this returns, of the length that the
+/// command takes; each caller below says why.
+fn bpf(command: libc::c_int, attr: &mut Attr) -> io::Result<i32> {
+    // SAFETY: `attr` is longer than any attribute of the commands used here and zero past what they set; the pointers
+    // in it are as the comment above says.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(&mut attr.0), size_of::<[u64; 18]>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}
+
+fn own(fd: i32) -> OwnedFd {
+    // SAFETY: the kernel has just given this descriptor to us; nothing else owns it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Plain data that may be copied between maps and memory: no padding, any bytes are a value.
+///
+/// # Safety
+/// Only for types of which both are true.
+pub unsafe trait Plain: Copy + Default {}
+
+macro_rules! plain {
+    ($($type:ty),*) => {
+        // SAFETY: integers, or `repr(C)` structs of integers whose size asserts in guard-common leave no padding.
+        $(unsafe impl Plain for $type {})*
+    };
+}
+use guard_common::abi;
+plain!(
+    u8,
+    u32,
+    u64,
+    [u32; 4],
+    guard_common::decide::Node,
+    abi::Interface,
+    abi::Counter,
+    abi::RuleCounter,
+    abi::Flow,
+    abi::FlowKeyV4,
+    abi::FlowKeyV6,
+    abi::Owner,
+    abi::ClockReading,
+    LpmKey<u32>,
+    LpmKey<[u32; 4]>
+);
+
+/// Key of an LPM trie: bits that count, then the address in network order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct LpmKey<A> {
+    pub bits: u32,
+    pub address: A,
+}
+
+/// An array, or an array of maps, with 4-byte keys. `name`: at most 15 letters, digits or `_`.
+pub fn map_create(
+    name: &str,
+    kind: u32,
+    value_size: u32,
+    entries: u32,
+    flags: u32,
+    inner: Option<BorrowedFd<'_>>,
+) -> io::Result<OwnedFd> {
+    let name = &name.as_bytes()[..name.len().min(15)];
+    let mut attr =
+        Attr::new().u32(0, kind).u32(4, 4).u32(8, value_size).u32(12, entries).u32(16, flags).bytes(28, name);
+    if let Some(inner) = inner {
+        attr = attr.fd(20, inner);
+    }
+    bpf(MAP_CREATE, &mut attr).map(own)
+}
+
+/// A ring buffer of `bytes` (a power of two, whole pages; 5.8), to see whether there are any.
+pub fn ring_create(kind: u32, bytes: u32) -> io::Result<OwnedFd> {
+    bpf(MAP_CREATE, &mut Attr::new().u32(0, kind).u32(12, bytes)).map(own)
+}
+
+/// 5.2. From now on nobody changes it from userspace.
+pub fn freeze(map: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(MAP_FREEZE, &mut Attr::new().fd(0, map)).map(drop)
+}
+
+fn element<K: Plain>(map: BorrowedFd<'_>, key: &K, value: *const u8, flags: u64) -> Attr {
+    Attr::new().fd(0, map).pointer(8, std::ptr::from_ref(key)).pointer(16, value).u64(24, flags)
+}
+
+/// `K` and `V` are what the map was made with.
+pub fn update<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V, flags: u64) -> io::Result<()> {
+    bpf(MAP_UPDATE_ELEM, &mut element(map, key, std::ptr::from_ref(value).cast(), flags)).map(drop)
+}
+
+pub fn update_bytes(map: BorrowedFd<'_>, key: u32, value: &[u8]) -> io::Result<()> {
+    bpf(MAP_UPDATE_ELEM, &mut element(map, &key, value.as_ptr(), ANY)).map(drop)
+}
+
+pub fn lookup<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = V::default();
+    found(bpf(MAP_LOOKUP_ELEM, &mut element(map, key, std::ptr::from_mut(&mut value).cast(), 0))).map(|ok| ok.then_some(value))
+}
+
+pub fn lookup_bytes(map: BorrowedFd<'_>, key: u32, value: &mut [u8]) -> io::Result<bool> {
+    found(bpf(MAP_LOOKUP_ELEM, &mut element(map, &key, value.as_mut_ptr(), 0)))
+}
+
+/// Of a map with one value a possible CPU; `V` a multiple of 8 bytes.
+pub fn lookup_per_cpu<V: Plain>(map: BorrowedFd<'_>, key: u32, cpus: usize) -> io::Result<Vec<V>> {
+    let mut values = vec![V::default(); cpus];
+    bpf(MAP_LOOKUP_ELEM, &mut element(map, &key, values.as_mut_ptr().cast(), 0))?;
+    Ok(values)
+}
+
+/// False: it was not there.
+pub fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
+    found(bpf(MAP_DELETE_ELEM, &mut element(map, key, std::ptr::null(), 0)))
+}
+
+pub fn next_key<K: Plain>(map: BorrowedFd<'_>, key: Option<&K>) -> io::Result<Option<K>> {
+    let mut next = K::default();
+    let mut attr = Attr::new()
+        .fd(0, map)
+        .pointer(8, key.map_or(std::ptr::null(), std::ptr::from_ref))
+        .pointer(16, std::ptr::from_mut(&mut next));
+    found(bpf(MAP_GET_NEXT_KEY, &mut attr)).map(|ok| ok.then_some(next))
+}
+
+fn found(result: io::Result<i32>) -> io::Result<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sets the first elements of an array (5.6; else one by one).
+pub fn fill<V: Plain>(map: BorrowedFd<'_>, values: &[V]) -> io::Result<()> {
+    let keys: Vec<u32> = (0..values.len() as u32).collect();
+    let mut attr = Attr::new()
+        .pointer(16, keys.as_ptr())
+        .pointer(24, values.as_ptr())
+        .u32(32, values.len() as u32)
+        .fd(36, map);
+    match bpf(MAP_UPDATE_BATCH, &mut attr) {
+        Ok(_) if attr.read_u32(32) as usize == values.len() => Ok(()),
+        Ok(_) => Err(io::Error::from_raw_os_error(libc::EIO)),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) || error.raw_os_error() == Some(ENOTSUPP) => {
+            (0_u32..).zip(values).try_for_each(|(key, value)| update(map, &key, value, ANY))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The kernel's own number, which userspace has no name for.
+const ENOTSUPP: i32 = 524;
+
+/// All entries of a hash, as far as one pass over a table in use can tell: by batches (5.6), else one by one.
+pub fn entries<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    match entries_by_batch(map) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | ENOTSUPP)) => entries_one_by_one(map),
+        other => other,
+    }
+}
+
+fn entries_by_batch<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    let mut all = Vec::new();
+    let mut room = 4096_usize;
+    // The kernel's place in the table: a bucket's number, though it copies a whole key's worth for other maps.
+    let (mut place, mut next) = ([0_u64; 8], [0_u64; 8]);
+    let mut begun = false;
+    loop {
+        let (mut keys, mut values) = (vec![K::default(); room], vec![V::default(); room]);
+        let mut attr = Attr::new()
+            .pointer(0, if begun { place.as_ptr() } else { std::ptr::null() })
+            .pointer(8, next.as_mut_ptr())
+            .pointer(16, keys.as_mut_ptr())
+            .pointer(24, values.as_mut_ptr())
+            .u32(32, room as u32)
+            .fd(36, map);
+        let result = bpf(MAP_LOOKUP_BATCH, &mut attr);
+        let count = attr.read_u32(32) as usize;
+        let last = match result {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            // A bucket holds more than there is room for.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                room *= 2;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        all.extend(keys.into_iter().zip(values).take(count));
+        if last {
+            return Ok(all);
+        }
+        place = next;
+        begun = true;
+    }
+}
+
+fn entries_one_by_one<K: Plain, V: Plain>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    // A key that goes away between two steps starts the walk anew: bounded by the table's size twice over.
+    let most = 2 * info_of_map(map)?.entries as usize;
+    let mut all = Vec::new();
+    let mut key = next_key::<K>(map, None)?;
+    while let Some(current) = key
+        && all.len() < most
+    {
+        if let Some(value) = lookup(map, &current)? {
+            all.push((current, value));
+        }
+        key = next_key(map, Some(&current))?;
+    }
+    Ok(all)
+}
+
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    bpf(OBJ_PIN, &mut Attr::new().pointer(0, path.as_ptr()).fd(8, object)).map(drop)
+}
+
+/// `None`: nothing is pinned there.
+pub fn pinned(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    match bpf(OBJ_GET, &mut Attr::new().pointer(0, path.as_ptr())) {
+        Ok(fd) => Ok(Some(own(fd))),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+pub fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+    bpf(MAP_GET_FD_BY_ID, &mut Attr::new().u32(0, id)).map(own)
+}
+
+pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    bpf(PROG_GET_FD_BY_ID, &mut Attr::new().u32(0, id)).map(own)
+}
+
+/// As much of an object's information as is asked for, in words of 8 bytes.
+fn info<const N: usize>(object: BorrowedFd<'_>) -> io::Result<[u64; N]> {
+    let mut info = [0_u64; N];
+    let mut attr = Attr::new().fd(0, object).u32(4, size_of::<[u64; N]>() as u32).pointer(8, info.as_mut_ptr());
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info)
+}
+
+fn half(words: &[u64], offset: usize) -> u32 {
+    let word = words[offset / 8].to_ne_bytes();
+    let at = offset % 8;
+    u32::from_ne_bytes([word[at], word[at + 1], word[at + 2], word[at + 3]])
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapInfo {
+    pub kind: u32,
+    pub id: u32,
+    pub key_size: u32,
+    pub value_size: u32,
+    pub entries: u32,
+}
+
+pub fn info_of_map(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    let words = info::<5>(map)?;
+    Ok(MapInfo {
+        kind: half(&words, 0),
+        id: half(&words, 4),
+        key_size: half(&words, 8),
+        value_size: half(&words, 12),
+        entries: half(&words, 16),
+    })
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramInfo {
+    pub id: u32,
+    /// Hash of the instructions: equal for two loads of one object.
+    pub tag: [u8; 8],
+    pub name: String,
+}
+
+impl ProgramInfo {
+    /// Hex.
+    #[must_use]
+    pub fn tag_text(&self) -> String {
+        self.tag.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+pub fn info_of_program(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    let words = info::<10>(program)?;
+    let name: Vec<u8> = words[8..10].iter().flat_map(|word| word.to_ne_bytes()).take_while(|byte| *byte != 0).collect();
+    Ok(ProgramInfo {
+        id: half(&words, 4),
+        tag: words[1].to_ne_bytes(),
+        name: String::from_utf8_lossy(&name).into_owned(),
+    })
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkInfo {
+    pub id: u32,
+    pub program_id: u32,
+    /// Interface index (tcx, XDP) or the cgroup's id; 0: detached, though the link is still there.
+    pub target: u64,
+}
+
+const LINK_TYPE_CGROUP: u32 = 3;
+
+pub fn info_of_link(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let words = info::<4>(link)?;
+    let target = if half(&words, 0) == LINK_TYPE_CGROUP { words[2] } else { u64::from(half(&words, 16)) };
+    Ok(LinkInfo { id: half(&words, 4), program_id: half(&words, 8), target })
+}
+
+/// What `/proc/self/fdinfo` says of a map: whether it is frozen, and the memory that it holds, in bytes.
+pub fn frozen_and_memory(map: BorrowedFd<'_>) -> io::Result<(bool, u64)> {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+    let field = |name: &str| {
+        text.lines().find_map(|line| line.strip_prefix(name)).and_then(|value| value.trim().parse::<u64>().ok())
+    };
+    Ok((field("frozen:") == Some(1), field("memlock:").unwrap_or(0)))
+}
+
+/// A program written by hand, for probing. `expected` is its attach type, where the kernel wants one.
+pub fn load(kind: u32, expected: u32, btf_id: u32, instructions: &[Instruction]) -> io::Result<OwnedFd> {
+    let words: Vec<u64> = instructions
+        .iter()
+        .map(|(code, registers, offset, immediate)| {
+            let [o0, o1] = offset.to_ne_bytes();
+            let [i0, i1, i2, i3] = immediate.to_ne_bytes();
+            u64::from_ne_bytes([*code, *registers, o0, o1, i0, i1, i2, i3])
+        })
+        .collect();
+    let mut attr = Attr::new()
+        .u32(0, kind)
+        .u32(4, words.len() as u32)
+        .pointer(8, words.as_ptr())
+        .pointer(16, c"GPL".as_ptr())
+        .u32(68, expected)
+        .u32(108, btf_id);
+    bpf(PROG_LOAD, &mut attr).map(own)
+}
+
+/// `BPF_PROG_TEST_RUN` over an empty Ethernet frame; what the program returned.
+pub fn test_run(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let frame = [0_u8; 64];
+    let mut attr = Attr::new().fd(0, program).u32(8, 64).pointer(16, frame.as_ptr()).u32(32, 1);
+    bpf(PROG_TEST_RUN, &mut attr)?;
+    Ok(attr.read_u32(4))
+}
+
+/// 5.7 for cgroups, 5.9 for XDP, 6.6 for tcx. `target`: a cgroup's descriptor or an interface's index.
+pub fn link_create(program: BorrowedFd<'_>, target: u32, hook: u32, flags: u32) -> io::Result<OwnedFd> {
+    bpf(LINK_CREATE, &mut Attr::new().fd(0, program).u32(4, target).u32(8, hook).u32(12, flags)).map(own)
+}
+
+/// Replaces the program in place: no packet sees a gap.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(LINK_UPDATE, &mut Attr::new().fd(0, link).fd(4, program)).map(drop)
+}
+
+/// 5.9.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(LINK_DETACH, &mut Attr::new().fd(0, link)).map(drop)
+}
+
+/// Ids of the programs at a hook, in the order in which they run.
+pub fn query(target: u32, hook: u32) -> io::Result<Vec<u32>> {
+    let mut ids = vec![0_u32; 64];
+    loop {
+        let mut attr = Attr::new().u32(0, target).u32(4, hook).pointer(16, ids.as_mut_ptr()).u32(24, ids.len() as u32);
+        match bpf(PROG_QUERY, &mut attr) {
+            Ok(_) => {
+                ids.truncate(attr.read_u32(24) as usize);
+                return Ok(ids);
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => ids.resize(ids.len() * 4, 0),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// A map's values in this process's memory (5.5, `BPF_F_MMAPABLE`).
+#[derive(Debug)]
+pub struct Mapping {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: the memory belongs to the mapping, wherever it is used from; writers synchronise by atomics or by locks of
+// their own.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    pub fn new(map: BorrowedFd<'_>, length: usize, writable: bool) -> io::Result<Self> {
+        let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        // SAFETY: asks for a new mapping, which overlaps nothing.
+        let start = unsafe {
+            libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, map.as_raw_fd(), 0)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        Ok(Self { start, length })
+    }
+
+    /// Page-aligned.
+    pub const fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// Of a frozen map that programs cannot write: nothing changes it while this lives.
+    pub const fn frozen_bytes(&self) -> &[u8] {
+        // SAFETY: mapped for this long, and unchanging as the comment says; even changing bytes are bytes.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: unmaps what `new` mapped; nothing borrows it any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
+    }
+}
+
+/// `SO_NETNS_COOKIE` of this thread's network namespace (5.14).
+pub fn netns_cookie() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: i32 = 71;
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Unix,
+        nix::sys::socket::SockType::Datagram,
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    let (mut cookie, mut length) = (0_u64, 8);
+    // SAFETY: both pointers are to values that outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `CLOCK_BOOTTIME` in nanoseconds: the clock of deadlines and expiries.
+#[must_use]
+pub fn boot_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one struct. The clock exists since 2.6.39, so the call cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
