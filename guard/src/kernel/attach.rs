@@ -131,7 +131,8 @@ pub fn attach_filter(pins: &Pins, hook: &Hook, direction: Direction, interface: 
         Direction::Inbound => TcAttachType::Ingress,
         Direction::Outbound => TcAttachType::Egress,
     };
-    let options = NlOptions { priority: FILTER_PRIORITY, handle: TcHandle::new(0, FILTER_HANDLE), ..NlOptions::default() };
+    let options =
+        NlOptions { priority: FILTER_PRIORITY, handle: TcHandle::new(0, FILTER_HANDLE), ..NlOptions::default() };
     let id = program
         .attach_with_options(interface, attach_type, TcAttachOptions::Netlink(options))
         .map_err(|error| failed(&error))?;

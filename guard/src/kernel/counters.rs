@@ -38,8 +38,7 @@ impl Instance {
         let (map, cpus) = (self.map("LOST")?, cpus()?);
         let mut lost = [0; LOST_SLOTS as usize];
         for (index, sum) in (0..).zip(&mut lost) {
-            let values =
-                sys::lookup_per_cpu::<u64>(map, index, cpus).map_err(KernelError::call("cannot read LOST"))?;
+            let values = sys::lookup_per_cpu::<u64>(map, index, cpus).map_err(KernelError::call("cannot read LOST"))?;
             *sum = values.iter().sum();
         }
         Ok(lost)
@@ -60,6 +59,5 @@ impl Instance {
 
 /// Possible CPUs: how many values a per-CPU map has.
 fn cpus() -> Result<usize, KernelError> {
-    aya::util::nr_cpus()
-        .map_err(|(path, source)| KernelError::Path { what: "cannot read", path: path.into(), source })
+    aya::util::nr_cpus().map_err(|(path, source)| KernelError::Path { what: "cannot read", path: path.into(), source })
 }

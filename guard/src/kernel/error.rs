@@ -25,15 +25,21 @@ pub enum KernelError {
     ForeignAbi { found: u32, expected: u32 },
     #[error("{path} is damaged or not guard's: {why}. Take it down with `guard release`, then run guard again")]
     Damaged { path: PathBuf, why: String },
-    #[error("instance {0} guards another network namespace: run this command in there (nsenter --net), or name another --instance")]
+    #[error(
+        "instance {0} guards another network namespace: run this command in there (nsenter --net), or name another --instance"
+    )]
     OtherNamespace(String),
-    #[error("a change waits for `guard confirm` or `guard rollback` ({seconds_left} s left); nothing else may be changed until then")]
+    #[error(
+        "a change waits for `guard confirm` or `guard rollback` ({seconds_left} s left); nothing else may be changed until then"
+    )]
     Pending { seconds_left: u64 },
     #[error("nothing waits to be confirmed")]
     NotPending,
     #[error("too late: the deadline ends in less than a second, and the change before is restored; publish it again")]
     TooLate,
-    #[error("compiled for generation {found}, but the kernel's next one is {expected}: somebody else published; try again")]
+    #[error(
+        "compiled for generation {found}, but the kernel's next one is {expected}: somebody else published; try again"
+    )]
     Generation { found: u32, expected: u32 },
     #[error("what the kernel gave back is not what was published ({what}); nothing was changed")]
     ReadBack { what: &'static str },
@@ -62,7 +68,9 @@ impl KernelError {
 
 fn hint(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => " (run as root; in a container: with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)",
+        Some(libc::EPERM | libc::EACCES) => {
+            " (run as root; in a container: with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)"
+        }
         Some(libc::EBUSY) => " (another program is there already: guard status names it)",
         _ => "",
     }

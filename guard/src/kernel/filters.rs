@@ -42,7 +42,9 @@ pub fn filters(interface: u32, direction: Direction) -> Result<Vec<Filter>, Kern
             Filter { priority: (info >> 16) as u16, handle, program: 0, tag: String::new(), kind: String::new() };
         for (kind, value) in attributes(payload.get(20..).unwrap_or_default()) {
             match kind {
-                TCA_KIND => filter.kind = String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned(),
+                TCA_KIND => {
+                    filter.kind = String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
+                }
                 TCA_OPTIONS => {
                     for (kind, value) in attributes(value) {
                         match kind {

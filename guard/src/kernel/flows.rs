@@ -56,8 +56,12 @@ impl Instance {
         for key in keys {
             for at in 0..3 {
                 match key {
-                    Key::V4(key) => sys::delete(self.map(V4[at])?, key).map_err(failed("cannot delete from", V4[at]))?,
-                    Key::V6(key) => sys::delete(self.map(V6[at])?, key).map_err(failed("cannot delete from", V6[at]))?,
+                    Key::V4(key) => {
+                        sys::delete(self.map(V4[at])?, key).map_err(failed("cannot delete from", V4[at]))?
+                    }
+                    Key::V6(key) => {
+                        sys::delete(self.map(V6[at])?, key).map_err(failed("cannot delete from", V6[at]))?
+                    }
                 };
             }
         }
@@ -67,10 +71,10 @@ impl Instance {
     /// Both clocks of the programs.
     pub fn now(&self) -> Result<Now, KernelError> {
         let what = || KernelError::call("cannot read the kernel's clocks");
-        let program = self
-            .programs
-            .get("clock")
-            .ok_or_else(|| KernelError::Damaged { path: self.pins.program("clock"), why: "it is not there".to_owned() })?;
+        let program = self.programs.get("clock").ok_or_else(|| KernelError::Damaged {
+            path: self.pins.program("clock"),
+            why: "it is not there".to_owned(),
+        })?;
         sys::test_run(std::os::fd::AsFd::as_fd(program)).map_err(what())?;
         let reading: ClockReading = sys::lookup(self.map("CLOCK")?, &0_u32).map_err(what())?.unwrap_or_default();
         Ok(Now { boot_ns: reading.boot_ns, jiffies: reading.jiffies, hz: self.settings.hz })

@@ -397,10 +397,7 @@ impl Instance {
         let now = near::near(devices, &guarded)?;
         let before = match self.near.take() {
             Some(before) => before,
-            None => Near {
-                v4: keys(self.map("NEAR_V4")?)?,
-                v6: keys(self.map("NEAR_V6")?)?,
-            },
+            None => Near { v4: keys(self.map("NEAR_V4")?)?, v6: keys(self.map("NEAR_V6")?)? },
         };
         change_set(self.map("NEAR_V4")?, &before.v4, &now.v4)?;
         change_set(self.map("NEAR_V6")?, &before.v6, &now.v6)?;
@@ -511,9 +508,10 @@ fn cgroup_hooks() -> impl Iterator<Item = &'static Hook> {
 fn is_link_of(name: &str, hook: &Hook) -> bool {
     match hook.at {
         At::Cgroup(_) => name == hook.program,
-        _ => name.strip_prefix(hook.program).and_then(|rest| rest.strip_prefix('_')).is_some_and(|index| {
-            index.bytes().all(|byte| byte.is_ascii_digit())
-        }),
+        _ => name
+            .strip_prefix(hook.program)
+            .and_then(|rest| rest.strip_prefix('_'))
+            .is_some_and(|index| index.bytes().all(|byte| byte.is_ascii_digit())),
     }
 }
 
@@ -522,7 +520,8 @@ fn pin_programs(pins: &Pins, programs: &Programs) -> Result<BTreeMap<String, Str
     let mut tags = BTreeMap::new();
     for (name, program) in programs {
         pin_over(program.as_fd(), &pins.program(name))?;
-        let info = sys::info_of_program(program.as_fd()).map_err(KernelError::call(format!("cannot read of {name}")))?;
+        let info =
+            sys::info_of_program(program.as_fd()).map_err(KernelError::call(format!("cannot read of {name}")))?;
         tags.insert(name.clone(), info.tag_text());
     }
     Ok(tags)

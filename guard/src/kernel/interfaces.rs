@@ -238,8 +238,9 @@ fn device(payload: &[u8]) -> Option<Device> {
                     match kind {
                         INFO_KIND => device.kind = text(value),
                         INFO_DATA if device.kind == "bridge" => {
-                            device.spanning_tree = attributes(value)
-                                .any(|(kind, value)| kind == BR_STP_STATE && number(value, 0).is_some_and(|on| on != 0));
+                            device.spanning_tree = attributes(value).any(|(kind, value)| {
+                                kind == BR_STP_STATE && number(value, 0).is_some_and(|on| on != 0)
+                            });
                         }
                         _ => {}
                     }

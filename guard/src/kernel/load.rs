@@ -44,15 +44,15 @@ pub fn raise_memory_limit() {
 /// The arrays of maps, made by hand and pinned: 6.1 refuses inner maps without type information under an outer one
 /// whose template has it, as aya would make it.
 pub fn make_outer_maps(pins: &Pins) -> Result<(), KernelError> {
-    for (name, value_size, flags) in [
-        ("TABLES", size_of::<Node>(), TABLE_FLAGS),
-        ("RULE_COUNTERS", size_of::<RuleCounter>(), F_INNER_MAP),
-    ] {
+    for (name, value_size, flags) in
+        [("TABLES", size_of::<Node>(), TABLE_FLAGS), ("RULE_COUNTERS", size_of::<RuleCounter>(), F_INNER_MAP)]
+    {
         let failed = || KernelError::call(format!("cannot make the map {name}"));
         let template =
             sys::map_create("guard_template", MAP_TYPE_ARRAY, value_size as u32, 1, flags, None).map_err(failed())?;
         let slots = Slot::TABLES as u32;
-        let outer = sys::map_create(name, MAP_TYPE_ARRAY_OF_MAPS, 4, slots, 0, Some(template.as_fd())).map_err(failed())?;
+        let outer =
+            sys::map_create(name, MAP_TYPE_ARRAY_OF_MAPS, 4, slots, 0, Some(template.as_fd())).map_err(failed())?;
         let path = pins.map(name);
         sys::pin(outer.as_fd(), &path).map_err(KernelError::path("cannot pin", &path))?;
     }
@@ -75,7 +75,8 @@ pub fn load(pins: &Pins, settings: &Settings) -> Result<Programs, KernelError> {
             loader.map_max_entries(name, settings.flows);
         }
     }
-    let failed = |what: &str, error: &dyn std::error::Error| KernelError::Load { what: what.to_owned(), message: chain(error) };
+    let failed =
+        |what: &str, error: &dyn std::error::Error| KernelError::Load { what: what.to_owned(), message: chain(error) };
     let mut ebpf = loader.load(OBJECT).map_err(|error| failed("cannot make guard's maps", &error))?;
     let mut programs = Programs::new();
     for (name, program) in ebpf.programs_mut() {

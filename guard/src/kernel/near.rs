@@ -8,11 +8,7 @@ use std::{
 
 use ipnet::{Ipv4Subnets, Ipv6Subnets};
 
-use super::{
-    KernelError,
-    interfaces::Device,
-    sys::LpmKey,
-};
+use super::{KernelError, interfaces::Device, sys::LpmKey};
 use crate::host::netlink::{attributes, dump, number};
 
 /// Prefixes of both families, for the programs' tries: addresses in network order.

@@ -160,5 +160,9 @@ fn mounted() -> Option<PathBuf> {
         (after.split(' ').next() == Some("bpf")).then(|| before.split(' ').nth(4)).flatten()
     });
     let first = found.next()?;
-    Some(PathBuf::from(if first != DEFAULT_BPFFS && found.any(|path| path == DEFAULT_BPFFS) { DEFAULT_BPFFS } else { first }))
+    Some(PathBuf::from(if first != DEFAULT_BPFFS && found.any(|path| path == DEFAULT_BPFFS) {
+        DEFAULT_BPFFS
+    } else {
+        first
+    }))
 }

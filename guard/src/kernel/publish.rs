@@ -173,7 +173,8 @@ pub fn build(state: &StateMap, outer: &Outer<'_>, compiled: &Compiled) -> Result
 
     let put = |outer, inner: &OwnedFd, what: &'static str| {
         let fd = std::os::fd::AsRawFd::as_raw_fd(inner) as u32;
-        sys::update(outer, &u32::from(slot.0), &fd, sys::ANY).map_err(KernelError::call("cannot put tables into their slot"))?;
+        sys::update(outer, &u32::from(slot.0), &fd, sys::ANY)
+            .map_err(KernelError::call("cannot put tables into their slot"))?;
         let id = sys::lookup::<u32, u32>(outer, &u32::from(slot.0)).map_err(KernelError::call("cannot read a slot"))?;
         let own = sys::info_of_map(inner.as_fd()).map_err(KernelError::call("cannot read a map's id"))?.id;
         if id == Some(own) { Ok(()) } else { Err(KernelError::ReadBack { what }) }
@@ -237,7 +238,8 @@ pub fn table_of(tables: BorrowedFd<'_>, slot: Slot) -> Result<Option<OwnedFd>, K
 }
 
 pub fn header_of(table: BorrowedFd<'_>) -> Result<Option<TableHeader>, KernelError> {
-    let node = sys::lookup::<u32, Node>(table, &Header::NODE).map_err(KernelError::call("cannot read a slot's header"))?;
+    let node =
+        sys::lookup::<u32, Node>(table, &Header::NODE).map_err(KernelError::call("cannot read a slot's header"))?;
     let Some(Node(words)) = node.filter(|node| node.0[0] == Header::MAGIC) else { return Ok(None) };
     let mut policy_sha256 = [0; 32];
     for (bytes, word) in policy_sha256.as_chunks_mut::<4>().0.iter_mut().zip(&words[8..]) {

@@ -77,9 +77,9 @@ impl Instance {
             return Ok(true);
         }
         // Only the pin is gone.
-        let Some(link) = self.links.get(&name).filter(|link| {
-            sys::info_of_link(link.as_fd()).is_ok_and(|info| info.target != 0)
-        }) else {
+        let Some(link) =
+            self.links.get(&name).filter(|link| sys::info_of_link(link.as_fd()).is_ok_and(|info| info.target != 0))
+        else {
             return Ok(false);
         };
         pin_over(link.as_fd(), &self.pins.link(&name))?;
@@ -96,6 +96,9 @@ impl Instance {
         pin_over(self.programs[hook.program].as_fd(), &self.pins.program(hook.program))?;
         self.attach_wire(device)?;
         // A filter of the same priority that was made later stands before ours, and there is none lower.
-        Ok(self.hooks()?.iter().any(|now| now.program == status.program && now.interface == status.interface && now.first))
+        Ok(self
+            .hooks()?
+            .iter()
+            .any(|now| now.program == status.program && now.interface == status.interface && now.first))
     }
 }

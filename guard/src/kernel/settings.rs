@@ -114,7 +114,11 @@ pub struct Published {
     pub interface_patterns: Vec<String>,
 }
 
-pub fn read<T: for<'a> Deserialize<'a>>(meta: BorrowedFd<'_>, index: u32, path: &Path) -> Result<Option<T>, KernelError> {
+pub fn read<T: for<'a> Deserialize<'a>>(
+    meta: BorrowedFd<'_>,
+    index: u32,
+    path: &Path,
+) -> Result<Option<T>, KernelError> {
     let mut bytes = [0; META_BYTES];
     if !sys::lookup_bytes(meta, index, &mut bytes).map_err(KernelError::path("cannot read", path))? {
         return Ok(None);
@@ -132,7 +136,10 @@ pub fn write<T: Serialize>(meta: BorrowedFd<'_>, index: u32, value: &T, path: &P
     let damaged = |why: String| KernelError::Damaged { path: path.to_owned(), why };
     let mut text = serde_json::to_vec(value).map_err(|error| damaged(error.to_string()))?;
     if text.len() >= META_BYTES {
-        return Err(damaged(format!("{} bytes of settings do not fit into {META_BYTES}; name fewer patterns", text.len())));
+        return Err(damaged(format!(
+            "{} bytes of settings do not fit into {META_BYTES}; name fewer patterns",
+            text.len()
+        )));
     }
     text.resize(META_BYTES, 0);
     sys::update_bytes(meta, index, &text).map_err(KernelError::path("cannot write", path))

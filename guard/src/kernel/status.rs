@@ -137,9 +137,7 @@ impl Look<'_> {
                 let ids = self.link(hook, index).map(|info| info.program_id).into_iter().collect();
                 (name, ids)
             }
-            (At::Xdp, Some(device)) => {
-                ("xdp".to_owned(), if device.xdp == 0 { Vec::new() } else { vec![device.xdp] })
-            }
+            (At::Xdp, Some(device)) => ("xdp".to_owned(), if device.xdp == 0 { Vec::new() } else { vec![device.xdp] }),
             (At::Wire(direction), Some(_)) if !self.instance.settings().offers.tcx => {
                 return self.filter(hook, direction, index, target);
             }
@@ -212,7 +210,8 @@ impl Look<'_> {
             None => Some("detached".to_owned()),
         };
         for filter in filters.iter().filter(|filter| filter.tag != tag) {
-            let text = format!("clsact {} on {target}: {} filter, priority {}", hook.name, filter.kind, filter.priority);
+            let text =
+                format!("clsact {} on {target}: {} filter, priority {}", hook.name, filter.kind, filter.priority);
             self.foreign.push(Foreign { kind: "clsact", text });
         }
         self.hooks.push(HookStatus {

@@ -192,7 +192,8 @@ pub fn update_bytes(map: BorrowedFd<'_>, key: u32, value: &[u8]) -> io::Result<(
 
 pub fn lookup<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
     let mut value = V::default();
-    found(bpf(MAP_LOOKUP_ELEM, &mut element(map, key, std::ptr::from_mut(&mut value).cast(), 0))).map(|ok| ok.then_some(value))
+    found(bpf(MAP_LOOKUP_ELEM, &mut element(map, key, std::ptr::from_mut(&mut value).cast(), 0)))
+        .map(|ok| ok.then_some(value))
 }
 
 pub fn lookup_bytes(map: BorrowedFd<'_>, key: u32, value: &mut [u8]) -> io::Result<bool> {
@@ -231,11 +232,8 @@ fn found(result: io::Result<i32>) -> io::Result<bool> {
 /// Sets the first elements of an array (5.6; else one by one).
 pub fn fill<V: Plain>(map: BorrowedFd<'_>, values: &[V]) -> io::Result<()> {
     let keys: Vec<u32> = (0..values.len() as u32).collect();
-    let mut attr = Attr::new()
-        .pointer(16, keys.as_ptr())
-        .pointer(24, values.as_ptr())
-        .u32(32, values.len() as u32)
-        .fd(36, map);
+    let mut attr =
+        Attr::new().pointer(16, keys.as_ptr()).pointer(24, values.as_ptr()).u32(32, values.len() as u32).fd(36, map);
     match bpf(MAP_UPDATE_BATCH, &mut attr) {
         Ok(_) if attr.read_u32(32) as usize == values.len() => Ok(()),
         Ok(_) => Err(io::Error::from_raw_os_error(libc::EIO)),
@@ -491,9 +489,8 @@ impl Mapping {
     pub fn new(map: BorrowedFd<'_>, length: usize, writable: bool) -> io::Result<Self> {
         let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
         // SAFETY: asks for a new mapping, which overlaps nothing.
-        let start = unsafe {
-            libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, map.as_raw_fd(), 0)
-        };
+        let start =
+            unsafe { libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, map.as_raw_fd(), 0) };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
