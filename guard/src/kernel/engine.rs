@@ -23,6 +23,11 @@ impl Engine for Instance {
         Ok(Self::publish(self, compiled, within)?)
     }
 
+    /// The kernel keeps what it takes beside the tables.
+    fn know(&mut self, _compiled: &Compiled) -> anyhow::Result<()> {
+        Ok(self.look_at_interfaces()?)
+    }
+
     fn confirm(&mut self) -> anyhow::Result<()> {
         Ok(Self::confirm(self)?)
     }
