@@ -1,15 +1,23 @@
-//! Runs as the only program of a virtual machine (`cargo xtask vm load`): the committed object on this kernel. Each
-//! result is one line on the serial console that begins with `guard-vm: `.
+//! Runs as the only program of a virtual machine (`cargo xtask vm load`): guard on this kernel. Each result is one line
+//! on the serial console that begins with `guard-vm: `.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
-use anyhow::Result;
-use guard_tests::bpf::{OBJECT, Programs};
+use anyhow::{Context, Result, ensure};
+use guard_tests::{
+    bpf::{OBJECT, Programs},
+    echo::{Echo, tcp_reaches, udp_reaches},
+    guard::Guard,
+    world::World,
+};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 fn main() -> ExitCode {
     let mut good = true;
-    for (name, check) in [("load", load as fn() -> Result<()>)] {
-        match check() {
+    for (name, result) in
+        [("programs load", load()), ("a world without guard", world()), ("one allowed and one denied flow", flows())]
+    {
+        match result {
             Ok(()) => println!("guard-vm: passed {name}"),
             Err(error) => {
                 good = false;
@@ -24,11 +32,7 @@ fn main() -> ExitCode {
 /// Every program passes this kernel's verifier.
 fn load() -> Result<()> {
     // Before 5.11 maps count against the limit of locked memory.
-    nix::sys::resource::setrlimit(
-        nix::sys::resource::Resource::RLIMIT_MEMLOCK,
-        nix::sys::resource::RLIM_INFINITY,
-        nix::sys::resource::RLIM_INFINITY,
-    )?;
+    setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
     let programs = Programs::load(OBJECT, |_| {})?;
     for (name, count) in programs.verified_instructions()? {
         match count {
@@ -36,5 +40,57 @@ fn load() -> Result<()> {
             count => println!("guard-vm: insns {name:<18} {count}"),
         }
     }
+    Ok(())
+}
+
+/// An emulated processor is slow.
+const LIMIT: Duration = Duration::from_secs(10);
+/// For what must not get through.
+const SHORT: Duration = Duration::from_secs(2);
+const ALLOWED: u16 = 7000;
+const DENIED: u16 = 7001;
+
+/// What the denials below prove nothing without.
+fn world() -> Result<()> {
+    let world = World::create().context("a world")?;
+    for ipv6 in [false, true] {
+        let open = Echo::tcp(&world.server, world.server.address(ipv6), DENIED)?;
+        tcp_reaches(&world.client, open.address, LIMIT).context("without guard")?;
+        let far = Echo::udp(&world.client, world.client.address(ipv6), DENIED)?;
+        udp_reaches(&world.server, far.address, LIMIT).context("without guard")?;
+    }
+    Ok(())
+}
+
+const POLICY: &str = "version: 1
+name: vm
+mode: enforce
+inbound:
+  - { name: in, from: [192.0.2.20, '2001:db8:2::20'], services: [tcp/7000, udp/7000] }
+outbound:
+  - { name: out, to: [192.0.2.20, '2001:db8:2::20'], services: [tcp/7000, udp/7000] }
+";
+
+/// Both directions, families and protocols, by the binary as an operator runs it.
+fn flows() -> Result<()> {
+    let world = World::create().context("a world")?;
+    let mut guard = Guard::start(&world, POLICY)?;
+    let status = guard.status()?;
+    println!("guard-vm: status {status}");
+    ensure!(status["enforcing"] == true, "guard does not say that it enforces");
+    for ipv6 in [false, true] {
+        for (from, to) in [(&world.client, &world.server), (&world.server, &world.client)] {
+            let address = to.address(ipv6);
+            let tcp = (Echo::tcp(to, address, ALLOWED)?, Echo::tcp(to, address, DENIED)?);
+            tcp_reaches(from, tcp.0.address, LIMIT).with_context(|| format!("allowed, tcp to {address}"))?;
+            ensure!(tcp_reaches(from, tcp.1.address, SHORT).is_err(), "denied, and tcp to {address} got through");
+            let udp = (Echo::udp(to, address, ALLOWED)?, Echo::udp(to, address, DENIED)?);
+            udp_reaches(from, udp.0.address, LIMIT).with_context(|| format!("allowed, udp to {address}"))?;
+            ensure!(udp_reaches(from, udp.1.address, SHORT).is_err(), "denied, and udp to {address} got through");
+            ensure!((tcp.1.reached(), udp.1.reached()) == (0, 0), "a denied flow reached {address}");
+        }
+    }
+    guard.stop()?;
+    guard.release()?;
     Ok(())
 }

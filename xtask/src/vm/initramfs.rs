@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What the traffic inside needs; built into the kernel or modules, as the kernel has it.
-const MODULES: &[&str] = &["veth", "cls_bpf", "sch_ingress"];
+const MODULES: &[&str] = &["veth", "bridge", "cls_bpf", "sch_ingress", "ipv6"];
 
 /// The payload comes first and is run; the others lie beside it. Returns the archive, not compressed: an emulated
 /// processor is slower at unpacking than memory is at being read.
@@ -47,7 +47,7 @@ pub fn build(kernel: &Kernel, payload: &[PathBuf]) -> Result<Vec<u8>> {
 const HEAD: &str = "#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /run /tmp /sbin
 /bin/busybox --install -s /sbin
-export PATH=/bin:/sbin
+export PATH=/bin:/sbin GUARD_BIN=/bin/guard
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
