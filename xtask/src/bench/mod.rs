@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long = "part", value_name = "NAME")]
     parts: Vec<String>,
     /// Runs of each measurement; what is shown is the median
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 7)]
     runs: usize,
     #[arg(long, hide = true)]
     inside: bool,

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub const PORT: u16 = 5000;
-const TIME: Duration = Duration::from_secs(1);
+const TIME: Duration = Duration::from_millis(700);
 
 /// Datagrams of 18 bytes (a frame of 60) that arrive, a second.
 pub fn datagrams(from: &Host, to: &Host) -> Result<f64> {
