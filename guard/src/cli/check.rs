@@ -6,7 +6,7 @@ use super::{
     Exit, Global,
     output::{Style, escape_line, json_line, print},
 };
-use crate::policy::{self, Loaded, diagnostics::Diagnostics};
+use crate::policy::{self, Loaded, diagnostics::Diagnostics, ready::ready};
 
 /// Check a policy: every error and warning at once, each with its place and the fix
 #[derive(Debug, Args)]
@@ -20,8 +20,8 @@ pub struct CheckArgs {
 }
 
 pub fn run(args: &CheckArgs, global: &Global) -> anyhow::Result<Exit> {
-    let (found, loaded) = match policy::load(&args.policy) {
-        Ok(loaded) => (loaded.warnings.clone(), Some(loaded)),
+    let (found, loaded) = match ready(&args.policy) {
+        Ok(ready) => (ready.loaded.warnings.clone(), Some(ready.loaded)),
         Err(found) => (found, None),
     };
     if global.json {
@@ -47,7 +47,10 @@ pub fn run(args: &CheckArgs, global: &Global) -> anyhow::Result<Exit> {
         show(&found, false)?;
     }
     let Some(loaded) = loaded else {
-        return Ok(Exit::No);
+        // A policy that could not even be read has not been judged.
+        let unread =
+            found.list.iter().any(|d| d.excerpt.is_none() && matches!(d.code, "file_missing" | "file_unreadable"));
+        return Ok(if unread { Exit::CouldNot } else { Exit::No });
     };
     if !global.json {
         if args.effective {

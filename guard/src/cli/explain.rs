@@ -1,6 +1,25 @@
-use clap::Args;
+use std::path::{Path, PathBuf};
 
-use super::{Exit, Global, InstanceArgs, NotAvailable};
+use anyhow::{Context, bail};
+use clap::Args;
+use guard_common::{Reason, Verdict};
+use serde::Serialize;
+
+use super::{
+    Exit, Global, InstanceArgs,
+    check::show,
+    output::{Style, escape_line, json_line, print, utc},
+};
+use crate::{
+    daemon::state_dir::{Kept, StateDir},
+    policy::{
+        answer::{Answer, answer, beside_the_rules, line_to_paste, why_not},
+        effective::hex,
+        model::{FlowQuery, Mode, Place, Policy},
+        nearest::Condition,
+        ready::{Ready, ready},
+    },
+};
 
 /// Say what a policy does with a flow, and why
 #[derive(Debug, Args)]
@@ -10,17 +29,235 @@ use super::{Exit, Global, InstanceArgs, NotAvailable};
         guard explain policy.yaml 'out tcp 203.0.113.9:443'\n  \
         guard explain policy.yaml 'in udp 198.51.100.7 -> 53'\n  \
         guard explain 'out icmp 203.0.113.9 echo-request'        # the policy that is running\n  \
-        guard explain policy.yaml 'out tcp [2001:db8::9]:443'\n\n\
+        guard explain policy.yaml 'out tcp [2001:db8::9]:443'\n  \
+        guard explain policy.yaml 'in tcp 198.51.100.7 -> 203.0.113.5:22 on eth1'\n\n\
         Exit code 1 when the flow is denied."
 )]
 pub struct ExplainArgs {
     /// The policy (left out: the one that is running), then the flow
-    #[arg(value_name = "POLICY FLOW", required = true, num_args = 1..=2)]
+    #[arg(value_name = "POLICY FLOW", required = true, num_args = 1..)]
     pub what: Vec<String>,
     #[command(flatten)]
     pub instance: InstanceArgs,
 }
 
-pub fn run(_args: &ExplainArgs, _global: &Global) -> anyhow::Result<Exit> {
-    Err(NotAvailable { command: "explain" }.into())
+/// Where a rule stands.
+#[derive(Serialize)]
+struct RuleJson {
+    rule: String,
+    file: String,
+    line: u32,
+    column: u32,
+}
+
+pub fn run(args: &ExplainArgs, global: &Global) -> anyhow::Result<Exit> {
+    let (path, text) = split(&args.what);
+    let flow: FlowQuery = match text.parse() {
+        Ok(flow) => flow,
+        Err(bad) => {
+            let bad: crate::policy::flow_query::BadFlow = bad;
+            eprintln!(
+                "{} {}\n  {}",
+                Style::stderr().error("error:"),
+                escape_line(&bad.message),
+                escape_line(&bad.help)
+            );
+            return Ok(Exit::Usage);
+        }
+    };
+    let source = match path {
+        Some(path) => Source { path: PathBuf::from(path), copied_below: None },
+        None => running(&args.instance)?,
+    };
+    let ready = match ready(&source.path) {
+        Ok(ready) => ready,
+        Err(found) => {
+            show(&found, true)?;
+            bail!("the policy cannot be used: {found}");
+        }
+    };
+    let policy = &ready.loaded.policy;
+    let answer = answer(policy, &ready.compiled, &flow, ready.now);
+    let told = Told { source: &source, policy, ready: &ready, answer: &answer, flow: &flow, text: &text };
+    if global.json {
+        json_line(&told.json())?
+    } else {
+        print(&told.text())?
+    }
+    Ok(if answer.explanation.verdict == Verdict::Allow { Exit::Good } else { Exit::No })
+}
+
+/// Policy and flow. A flow that was not quoted is several words.
+fn split(words: &[String]) -> (Option<&str>, String) {
+    let begins_flow = |word: &str| {
+        let first = word.split_whitespace().next().unwrap_or("");
+        matches!(first, "in" | "out" | "inbound" | "outbound")
+    };
+    match words {
+        [policy, flow @ ..] if !flow.is_empty() && !begins_flow(policy) => (Some(policy), flow.join(" ")),
+        flow => (None, flow.join(" ")),
+    }
+}
+
+/// The policy's file, and, where it is the copy that a running guard keeps, what its name has in front.
+struct Source {
+    path: PathBuf,
+    copied_below: Option<PathBuf>,
+}
+
+/// The policy that the instance runs, from the copy in its state directory.
+fn running(instance: &InstanceArgs) -> anyhow::Result<Source> {
+    let directory = instance.state_dir();
+    let none = || format!("no policy is running as instance \"{}\"; name a POLICY before the flow", instance.instance);
+    let state = StateDir::open(&directory).with_context(none)?;
+    let manifest = state.manifest(Kept::Active)?.with_context(none)?;
+    Ok(Source { path: state.policy_file(Kept::Active, &manifest), copied_below: Some(state.files(Kept::Active)) })
+}
+
+impl Source {
+    /// A file's name as the person knows it.
+    fn name(&self, file: &Path) -> String {
+        let original = self.copied_below.as_ref().and_then(|below| file.strip_prefix(below).ok());
+        let name = original.map_or_else(|| file.to_owned(), |relative| Path::new("/").join(relative));
+        escape_line(&name.display().to_string())
+    }
+}
+
+struct Told<'a> {
+    source: &'a Source,
+    policy: &'a Policy,
+    ready: &'a Ready,
+    answer: &'a Answer,
+    flow: &'a FlowQuery,
+    text: &'a str,
+}
+
+impl Told<'_> {
+    fn at(&self, place: &Place) -> String {
+        format!("{}:{}", self.source.name(&place.file), place.line)
+    }
+
+    fn mode(&self) -> Mode {
+        match self.flow.direction {
+            guard_common::Direction::Inbound => self.policy.inbound,
+            guard_common::Direction::Outbound => self.policy.outbound,
+        }
+    }
+
+    /// Unix time until which the answer holds.
+    fn until(&self) -> Option<i128> {
+        let until = self.answer.explanation.until;
+        let ahead = i128::from(until) - i128::from(self.ready.now.boot_ns);
+        (until != u64::MAX).then(|| self.ready.now.unix_ns + ahead)
+    }
+
+    fn text(&self) -> String {
+        let style = Style::stdout();
+        let explanation = &self.answer.explanation;
+        let mut lines = Vec::new();
+        lines.push(format!("{}  {}", style.verdict(explanation.verdict), escape_line(self.text)));
+        match explanation.rule.and_then(|number| self.policy.rules.get(number)) {
+            Some(rule) => lines.push(format!(
+                "why      {}: \"{}\" at {}",
+                explanation.reason.why(),
+                escape_line(&rule.label()),
+                self.at(&rule.place)
+            )),
+            None => lines.push(format!("why      {} ({})", explanation.reason.why(), explanation.reason.as_str())),
+        }
+        if let Some(number) = explanation.overruled {
+            let rule = &self.policy.rules[number];
+            lines.push(format!(
+                "but      \"{}\" at {} would allow it: a deny wins",
+                escape_line(&rule.label()),
+                self.at(&rule.place)
+            ));
+        }
+        if let Some(nearest) = &explanation.nearest {
+            let rule = &self.policy.rules[nearest.rule];
+            let failed: Vec<String> = nearest.failed.iter().map(|c| why_not(rule, self.flow, *c)).collect();
+            lines.push(format!("nearest  \"{}\" at {}", escape_line(&rule.label()), self.at(&rule.place)));
+            lines.push(format!("         {}", escape_line(&failed.join("; "))));
+        }
+        if let Some(assumed) = &self.answer.assumed {
+            let mut only = Vec::new();
+            if self.flow.interface.is_none() {
+                only.extend(assumed.interface.as_ref().map(|name| format!("on an interface such as {name}")));
+            }
+            if self.flow.local.is_none() {
+                only.extend(assumed.local.map(|local| format!("at our address {local}")));
+            }
+            lines.push(format!("only     {}; elsewhere it may be denied", escape_line(&only.join(", "))));
+        } else if !explanation.depends_on.is_empty() {
+            let on: Vec<&str> = explanation.depends_on.iter().map(|c| c.as_str()).collect();
+            lines.push(format!(
+                "note     it may differ by {}: name it in the flow (`on eth1`, `-> ADDRESS:PORT`)",
+                on.join(" and ")
+            ));
+        }
+        if let Some(until) = self.until() {
+            lines.push(format!("until    {}", utc(until)));
+        }
+        if let Some(note) = beside_the_rules(self.policy, self.flow) {
+            lines.push(format!("note     {note}"));
+        }
+        if explanation.verdict == Verdict::Deny && self.mode() == Mode::Audit {
+            lines.push(format!("mode     audit: {} is recorded as denied, and passes", self.flow.direction.as_str()));
+        }
+        let under = if explanation.reason == Reason::NotListed {
+            format!("under {}, to allow it", self.flow.direction.as_str())
+        } else {
+            "under tests, to keep it so".to_owned()
+        };
+        lines.push(format!("paste    {}   # {under}", line_to_paste(self.policy, self.answer, self.text, self.flow)));
+        lines.join("\n")
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let explanation = &self.answer.explanation;
+        let rule = |number: usize| {
+            let rule = self.policy.rules.get(number)?;
+            let place = &rule.place;
+            Some(RuleJson {
+                rule: rule.label(),
+                file: self.source.name(&place.file),
+                line: place.line,
+                column: place.column,
+            })
+        };
+        let nearest = explanation.nearest.as_ref().map(|nearest| {
+            let failed: Vec<serde_json::Value> = nearest
+                .failed
+                .iter()
+                .map(|condition| {
+                    let why = why_not(&self.policy.rules[nearest.rule], self.flow, *condition);
+                    serde_json::json!({ "condition": condition.as_str(), "why": why })
+                })
+                .collect();
+            serde_json::json!({ "at": rule(nearest.rule), "failed": failed })
+        });
+        let decided = explanation.rule.and_then(rule);
+        serde_json::json!({
+            "verdict": explanation.verdict.as_str(),
+            "rule": decided.as_ref().map(|at| at.rule.clone()),
+            "reason": explanation.reason.as_str(),
+            "why": explanation.reason.why(),
+            "at": decided,
+            "nearest": nearest,
+            "overruled": explanation.overruled.and_then(rule),
+            "depends_on": explanation.depends_on.iter().map(|c: &Condition| c.as_str()).collect::<Vec<_>>(),
+            "assumed": self.answer.assumed.as_ref().map(|flow| serde_json::json!({
+                "interface": flow.interface,
+                "local": flow.local,
+            })),
+            "until": self.until().map(crate::record::clock::timestamp),
+            "note": beside_the_rules(self.policy, self.flow),
+            "mode": if self.mode() == Mode::Enforce { "enforce" } else { "audit" },
+            "direction": self.flow.direction.as_str(),
+            "flow": self.text,
+            "paste": line_to_paste(self.policy, self.answer, self.text, self.flow),
+            "policy": self.policy.name,
+            "policy_sha256": hex(&self.policy.sha256),
+        })
+    }
 }

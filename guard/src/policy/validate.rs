@@ -23,7 +23,9 @@ const MAX_RULES: usize = 1_000_000;
 const MAX_TEXT: usize = 512;
 
 /// Makes the model of what was read. `None`: there are errors, all of them reported. Warnings are reported either way.
-pub fn validate(files: &mut Files, now: Timestamp) -> Option<Policy> {
+///
+/// Beside the policy: where each of its rules stands.
+pub fn validate(files: &mut Files, now: Timestamp) -> Option<(Policy, Vec<Span>)> {
     let mut documents = std::mem::take(&mut files.documents);
     // Without the policy itself nothing can be said of the whole.
     let main = documents.len().checked_sub(1)?;
@@ -77,7 +79,7 @@ pub fn validate(files: &mut Files, now: Timestamp) -> Option<Policy> {
         return None;
     }
     warnings::find(&mut files.reporter, &policy, document, &written, now);
-    Some(policy)
+    Some((policy, written.rules.into_iter().map(|rule| rule.span).collect()))
 }
 
 fn check_top(files: &mut Files, documents: &[Document], main: usize) {
