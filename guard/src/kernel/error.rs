@@ -12,7 +12,7 @@ pub enum KernelError {
     Path { what: &'static str, path: PathBuf, source: io::Error },
     #[error("{path} is not safe to use: {why}. Make it root's own (chown root:root, chmod 0700)")]
     Unsafe { path: PathBuf, why: &'static str },
-    #[error("an instance's name has 1 to 32 letters, digits, `-` or `_`, not {0:?}")]
+    #[error("an instance's name has 1 to 64 letters, digits, `-` or `_`, not {0:?}")]
     InstanceName(String),
     #[error("nothing of guard is attached here (instance {0}); start it with: guard run POLICY")]
     NotRunning(String),

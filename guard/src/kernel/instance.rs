@@ -14,7 +14,7 @@ use guard_common::abi::{self, Interface, SlotFlags};
 use super::{
     KernelError,
     attach::{self, At, HOOKS, Hook},
-    interfaces::{self, Device, Selector, Why},
+    interfaces::{self, Device, Selection, Selector, Why},
     load::{self, Programs},
     near::{self, Near},
     pins::{Pins, pin_over},
@@ -499,6 +499,20 @@ impl Instance {
         }
         Ok(())
     }
+}
+
+/// What would be guarded, were an instance started now with this selection. Attaches nothing.
+pub fn preview(selection: &Selection) -> Result<Vec<(Device, Why)>, KernelError> {
+    let selector = Selector::new(selection)?;
+    let mut decided: Vec<(Device, Why)> = interfaces::devices()?
+        .into_values()
+        .map(|device| {
+            let why = selector.decide(&device, None);
+            (device, why)
+        })
+        .collect();
+    decided.sort_by_key(|(device, _)| device.index);
+    Ok(decided)
 }
 
 fn cgroup_hooks() -> impl Iterator<Item = &'static Hook> {

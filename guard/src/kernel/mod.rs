@@ -26,7 +26,7 @@ mod sys;
 
 pub use error::KernelError;
 pub use features::{Feature, Offers};
-pub use instance::{Instance, Place};
+pub use instance::{Instance, Place, preview};
 pub use interfaces::{Device, Selection, Why};
 pub use publish::TableHeader;
 pub use release::release;

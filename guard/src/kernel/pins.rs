@@ -29,7 +29,7 @@ impl Pins {
     /// `bpffs`: `None` is the one that is mounted, which is made at /sys/fs/bpf where there is none. A path that is not
     /// a bpffs becomes one. Makes no directory.
     pub fn find(bpffs: Option<&Path>, instance: &str) -> Result<Self, KernelError> {
-        let sound = (1..=32).contains(&instance.len())
+        let sound = (1..=64).contains(&instance.len())
             && instance.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
         if !sound {
             return Err(KernelError::InstanceName(instance.to_owned()));
