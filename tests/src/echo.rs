@@ -4,6 +4,7 @@
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -75,7 +76,7 @@ impl Drop for Echo {
 fn accept(listener: &TcpListener, state: &Arc<State>) {
     while !state.stop.load(Ordering::Relaxed) {
         let Ok((stream, _)) = listener.accept() else {
-            thread::sleep(Duration::from_millis(2));
+            wait_readable(listener);
             continue;
         };
         state.reached.fetch_add(1, Ordering::Relaxed);
@@ -83,6 +84,13 @@ fn accept(listener: &TcpListener, state: &Arc<State>) {
         state.open.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
         thread::spawn(move || echo(stream));
     }
+}
+
+/// A while, or until somebody connects.
+fn wait_readable(listener: &TcpListener) {
+    let mut poll = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid pollfd.
+    unsafe { libc::poll(&raw mut poll, 1, 20) };
 }
 
 fn echo(mut stream: TcpStream) {

@@ -1,16 +1,21 @@
 //! What the tests share: worlds of network namespaces, real servers, witnesses, the guard binary, the loaded programs.
 
+pub mod agent;
 pub mod bpf;
+pub mod cases;
 pub mod differential;
 pub mod echo;
+pub mod flows;
 pub mod frame;
 pub mod generate;
 pub mod guard;
 pub mod probe;
 pub mod process;
 pub mod random;
+pub mod raw_bpf;
 pub mod referee;
 pub mod servers;
+pub mod session;
 pub mod skip;
 pub mod witness;
 pub mod world;

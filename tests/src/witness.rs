@@ -4,6 +4,7 @@ use std::{
     io,
     mem::zeroed,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -83,6 +84,22 @@ impl Witness {
             thread::sleep(Duration::from_millis(5));
         }
         true
+    }
+
+    /// All frames so far as a pcap file (version 2.4, Ethernet), for other programs to read.
+    pub fn write_pcap(&self, path: &Path) -> io::Result<()> {
+        let mut file: Vec<u8> = Vec::new();
+        for word in [0xa1b2_c3d4_u32, 2 | 4 << 16, 0, 0, 1 << 17, 1] {
+            file.extend(word.to_ne_bytes());
+        }
+        for seen in self.frames(|_| true) {
+            let length = seen.frame.len() as u32;
+            for word in [0, 0, length, length] {
+                file.extend(word.to_ne_bytes());
+            }
+            file.extend(&seen.frame);
+        }
+        std::fs::write(path, file)
     }
 
     pub fn forget(&self) {

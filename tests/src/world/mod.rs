@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   server ─ eth0 ─────┬─ router ─┬─ eth0 ─ responder  198.51.100.7    2001:db8:17::7
-//!   192.0.2.10         │ (bridge) │
+//!   192.0.2.10, .11    │ (bridge) │
 //!   2001:db8:2::10     │          └─ eth0 ─ intruder   203.0.113.9     2001:db8:bad::9
 //!          client ─ eth0                    client     192.0.2.20      2001:db8:2::20
 //!   server ─ eth1 ── eth1 ─ client     198.51.100.129 and .130    2001:db8:b::129 and ::130
@@ -84,6 +84,9 @@ impl World {
     pub const BACK_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 51, 100, 129), Ipv4Addr::new(198, 51, 100, 130)];
     pub const BACK_V6: [Ipv6Addr; 2] =
         [Ipv6Addr::new(0x2001, 0xdb8, 0xb, 0, 0, 0, 0, 0x129), Ipv6Addr::new(0x2001, 0xdb8, 0xb, 0, 0, 0, 0, 0x130)];
+    /// Further addresses of the server on `eth0`.
+    pub const SECOND_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 11);
+    pub const SECOND_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x11);
     pub const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
     pub const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
     pub const ROUTER_MAC: [u8; 6] = mac(0x01);
@@ -190,6 +193,11 @@ impl World {
                 host.v4, host.v6
             ))?;
         }
+        self.server.ip(&format!(
+            "address add {}/24 dev eth0\naddress add {}/64 dev eth0 nodad preferred_lft 0\n",
+            Self::SECOND_V4,
+            Self::SECOND_V6
+        ))?;
         for (end, host) in [&self.server, &self.client].into_iter().enumerate() {
             host.ip(&format!(
                 "address add {}/25 dev eth1\naddress add {}/64 dev eth1 nodad\nlink set eth1 up\n",

@@ -1,0 +1,118 @@
+//! What somebody else would do to guard's hooks: list, detach, get in front. By bpftool and plain `bpf()` calls.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::{process::run, world::Inside};
+
+/// Pinned links of the world's BPF file system, by what they are (`tcx_ingress eth0`, `cgroup_inet4_connect`), with the
+/// link's id.
+pub fn pinned_links(place: &Inside) -> Result<BTreeMap<String, u64>> {
+    let mut command = place.command("bpftool");
+    command.args(["--json", "--bpffs", "link", "show"]);
+    let ended = run(&mut command, Duration::from_secs(20))?;
+    ensure!(ended.good(), "bpftool: {}", ended.text());
+    let all: Vec<Value> = serde_json::from_str(&ended.stdout).with_context(|| ended.text())?;
+    let mut links = BTreeMap::new();
+    for link in all.iter().filter(|link| link["pinned"].as_array().is_some_and(|pins| !pins.is_empty())) {
+        let text = |key: &str| link[key].as_str().unwrap_or_default();
+        let what = if text("type") == "xdp" { "xdp" } else { text("attach_type") };
+        let at = match (&link["devname"], &link["ifindex"]) {
+            (Value::String(name), _) => name.clone(),
+            (_, Value::Number(index)) => index.to_string(),
+            _ => String::new(),
+        };
+        let name = format!("{what} {at}").trim_end().to_owned();
+        links.insert(name, link["id"].as_u64().context("a link without an id")?);
+    }
+    Ok(links)
+}
+
+/// As root could, at any time.
+pub fn detach(place: &Inside, id: u64) -> Result<()> {
+    let mut command = place.command("bpftool");
+    let ended = run(command.args(["link", "detach", "id", &id.to_string()]), Duration::from_secs(20))?;
+    ensure!(ended.good(), "bpftool link detach id {id}: {}", ended.text());
+    Ok(())
+}
+
+const BPF_PROG_LOAD: i64 = 5;
+const BPF_LINK_CREATE: i64 = 28;
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
+const BPF_F_BEFORE: u32 = 1 << 3;
+
+/// A tc program of somebody else's that passes everything (TCX_PASS), in front of all others.
+pub fn pass_in_front(place: &Inside, interface: u32, egress: bool) -> io::Result<OwnedFd> {
+    place.run(|| {
+        let program = load_pass()?;
+        #[repr(C)]
+        struct LinkCreate {
+            program: u32,
+            target: u32,
+            attach_type: u32,
+            flags: u32,
+            relative: u32,
+            reserved: u32,
+            revision: u64,
+        }
+        let attach_type = if egress { BPF_TCX_EGRESS } else { BPF_TCX_INGRESS };
+        let program = program.as_raw_fd() as u32;
+        let create = LinkCreate {
+            program,
+            target: interface,
+            attach_type,
+            flags: BPF_F_BEFORE,
+            relative: 0,
+            reserved: 0,
+            revision: 0,
+        };
+        bpf(BPF_LINK_CREATE, &create)
+    })
+}
+
+/// `r0 = 0; exit`.
+fn load_pass() -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct ProgLoad {
+        kind: u32,
+        count: u32,
+        instructions: u64,
+        license: u64,
+        log: [u64; 2],
+        version: u32,
+        flags: u32,
+        name: [u8; 16],
+    }
+    let instructions: [u64; 2] = [0xb7, 0x95];
+    let mut name = [0; 16];
+    name[..8].copy_from_slice(b"somebody");
+    let load = ProgLoad {
+        kind: BPF_PROG_TYPE_SCHED_CLS,
+        count: 2,
+        instructions: instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        log: [0; 2],
+        version: 0,
+        flags: 0,
+        name,
+    };
+    bpf(BPF_PROG_LOAD, &load)
+}
+
+fn bpf<T>(command: i64, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel reads as many bytes as said, of attributes whose pointers outlive the call; it hands back a
+    // descriptor that is ours.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>());
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd as i32)) }
+    }
+}
