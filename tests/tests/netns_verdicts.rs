@@ -256,7 +256,7 @@ fn replies_pass_and_only_replies() {
     }
     // An echo reply that nobody asked for does not come in.
     for ipv6 in [false, true] {
-        let before = guard.packets("not_listed", "inbound", true).unwrap();
+        let before = guard.packets("icmp_answer_unknown", "inbound", true).unwrap();
         let (client, server) = (world.client.address(ipv6), world.server.address(ipv6));
         let (reply, protocol) = if ipv6 { (129, ICMPV6) } else { (0, ICMP) };
         let message = guard_tests::frame::icmp(client, server, reply, 0, &[0x77, 0x77, 0, 1, 1, 2, 3, 4]);
@@ -266,7 +266,7 @@ fn replies_pass_and_only_replies() {
         let wanted = |status: &Value| {
             let lines = status["reasons"].as_array().unwrap();
             lines.iter().any(|l| {
-                l["reason"] == "not_listed" && l["direction"] == "inbound" && l["packets"].as_u64() > Some(before)
+                l["reason"] == "icmp_answer_unknown" && l["direction"] == "inbound" && l["packets"].as_u64() > Some(before)
             })
         };
         guard.status_until(guard_tests::flows::PASSES, wanted).unwrap();
