@@ -156,6 +156,26 @@ impl Flow {
         }
     }
 
+    /// The same with all that a rule may ask for: our own address and the interface.
+    #[must_use]
+    pub fn full_question(&self, world: &World) -> String {
+        let end = |address: IpAddr, port: u16| match self.protocol {
+            Protocol::Ping => address.to_string(),
+            _ => SocketAddr::from((address, port)).to_string(),
+        };
+        let (remote, local) = (self.remote_address(world), self.local_address(world));
+        let interface = if self.remote == Remote::Back { "eth1" } else { "eth0" };
+        let (direction, protocol) = (if self.inbound { "in" } else { "out" }, self.protocol.name());
+        match (self.protocol, self.inbound) {
+            (Protocol::Ping, _) => {
+                let icmp = if self.ipv6 { "icmpv6" } else { "icmp" };
+                format!("{direction} {icmp} {local} -> {remote} echo-request on {interface}")
+            }
+            (_, true) => format!("in {protocol} {remote} -> {} on {interface}", end(local, self.port)),
+            (_, false) => format!("out {protocol} {local} -> {} on {interface}", end(remote, self.port)),
+        }
+    }
+
     /// Whether a record is of this flow.
     #[must_use]
     pub fn is_of(&self, world: &World, record: &Value) -> bool {

@@ -205,12 +205,17 @@ fn audit_switch_overrides_the_policy_and_a_mode_may_differ_by_direction() {
 fn explain_says_what_the_kernel_does() {
     let Some(world) = new_world("netns_verdicts explain_says_what_the_kernel_does") else { return };
     let guard = Guard::start(&world, &policy("enforce")).unwrap();
-    for case in cases().iter().filter(|case| case.plain) {
-        let question = case.flow.question(&world);
-        for answer in [guard.explain(&question).unwrap(), explain_file(&guard, &question)] {
-            assert_eq!(answer["verdict"], if case.allowed { "allow" } else { "deny" }, "{question}: {answer}");
-            assert_eq!(answer["rule"], case.rule.map_or(Value::Null, Value::from), "{question}: {answer}");
-            assert_eq!(answer["reason"], case.reason, "{question}: {answer}");
+    for case in cases() {
+        let mut questions = vec![case.flow.full_question(&world)];
+        if case.plain {
+            questions.push(case.flow.question(&world));
+        }
+        for question in questions {
+            for answer in [guard.explain(&question).unwrap(), explain_file(&guard, &question)] {
+                assert_eq!(answer["verdict"], if case.allowed { "allow" } else { "deny" }, "{question}: {answer}");
+                assert_eq!(answer["rule"], case.rule.map_or(Value::Null, Value::from), "{question}: {answer}");
+                assert_eq!(answer["reason"], case.reason, "{question}: {answer}");
+            }
         }
     }
 }
@@ -266,7 +271,9 @@ fn replies_pass_and_only_replies() {
         let wanted = |status: &Value| {
             let lines = status["reasons"].as_array().unwrap();
             lines.iter().any(|l| {
-                l["reason"] == "icmp_answer_unknown" && l["direction"] == "inbound" && l["packets"].as_u64() > Some(before)
+                l["reason"] == "icmp_answer_unknown"
+                    && l["direction"] == "inbound"
+                    && l["packets"].as_u64() > Some(before)
             })
         };
         guard.status_until(guard_tests::flows::PASSES, wanted).unwrap();

@@ -10,9 +10,7 @@ use std::{
 use guard_tests::{
     echo::{Echo, udp_reaches, udp_socket},
     flows::{NOTHING, PASSES},
-    frame::{
-        ACK, FIN, ICMP, ICMPV6, Ipv4Fields, SYN, TCP, UDP, ethernet, ethernet_ip, icmp, ip, ipv4, ipv6, tcp, udp,
-    },
+    frame::{ACK, FIN, ICMP, ICMPV6, Ipv4Fields, SYN, TCP, UDP, ethernet, ethernet_ip, icmp, ip, ipv4, ipv6, tcp, udp},
     guard::Guard,
     new_world,
     witness::{Witness, send_frame},
@@ -324,5 +322,43 @@ fn neighbours_are_found_again() {
         for reason in ["arp", "neighbour_discovery"] {
             assert!(guard.packets(reason, direction, false).unwrap() >= 2, "{reason} {direction}");
         }
+    }
+}
+
+#[test]
+fn a_lease_is_had_and_kept_by_dhcp() {
+    let Some(world) = new_world("netns_wire a_lease_is_had") else { return };
+    let client = |limit: &str| {
+        let mut command = world.server.command("busybox");
+        // One try of so many packets; the script would configure the interface, and need not.
+        command.args(["udhcpc", "-i", "eth1", "-n", "-q", "-f", "-B", "-t", limit, "-T", "1", "-s", "/bin/true"]);
+        guard_tests::process::run(&mut command, PASSES * 3)
+    };
+    if client("1").is_err() {
+        guard_tests::skip::skip("netns_wire a_lease_is_had", "busybox (udhcpc) is not installed");
+        return;
+    }
+    let lease_file = format!("--dhcp-leasefile={}", world.dir().join("leases").display());
+    let range = "--dhcp-range=198.51.100.140,198.51.100.160,1h";
+    let arguments = ["--port=0", "--interface=eth1", "--bind-interfaces", "--dhcp-authoritative", range, &lease_file];
+    let dnsmasq = guard_tests::servers::dnsmasq(&world.client, world.dir(), &arguments).unwrap();
+    let leased = client("3").unwrap();
+    assert!(
+        leased.good() && leased.text().contains("198.51.100.1"),
+        "without guard: {}{}",
+        leased.text(),
+        dnsmasq.output()
+    );
+
+    let off = format!("{POLICY}essentials: {{ dhcp: false }}\n");
+    let guard = Guard::start(&world, &off).unwrap();
+    assert!(!client("2").unwrap().good(), "switched off");
+    assert!(guard.packets("essential_off", "outbound", true).unwrap() >= 2);
+    let done = guard.reload(POLICY, &[]).unwrap();
+    assert!(done.good(), "{}", done.text());
+    let leased = client("3").unwrap();
+    assert!(leased.good(), "{}\n{:#}", leased.text(), guard.status().unwrap()["reasons"]);
+    for direction in ["inbound", "outbound"] {
+        assert!(guard.packets("dhcpv4", direction, false).unwrap() >= 2, "{direction}");
     }
 }
