@@ -2,7 +2,7 @@ use clap::Args;
 
 use super::{Exit, Global, InstanceArgs, output};
 use crate::{
-    daemon::{attached, change, control, engine::Engine, kept, state_dir::Kept},
+    daemon::{attached, change, control, kept, state_dir::Kept},
     record::{
         clock::Clock,
         recorder::RuleNames,

@@ -86,7 +86,7 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<Exit> {
         anyhow::bail!("a daemon runs already with {}; `guard reload` changes its policy", state.path().display());
     };
     let (mut kernel, put) = put_in_force(args, &change, &state)?;
-    for line in attached::notices(&kernel) {
+    for line in attached::notices(&kernel)? {
         eprintln!("notice: {}", output::escape_line(&line));
     }
     let ended = record(&mut kernel, &state, &policy, &put, args, global)?;
@@ -122,7 +122,10 @@ fn options(args: &RunArgs) -> StartOptions {
 fn dry_run(args: &RunArgs, change: &Change<'_>, global: &Global) -> anyhow::Result<Exit> {
     let instance = &args.instance.instance;
     let (generation, guarded, tables) = match attached::open(instance)? {
-        Some(kernel) => (kernel.next_generation()?, kernel.interfaces()?, kernel.flows()?),
+        Some(kernel) => {
+            let engine: &dyn Engine = &kernel;
+            (engine.next_generation()?, engine.interfaces()?, engine.flows()?)
+        }
         None => (1, attached::preview(&options(args))?, Vec::new()),
     };
     let guarded: std::collections::HashSet<u32> =

@@ -11,7 +11,6 @@ use crate::{
         report::Report,
         state_dir::{Kept, StateDir},
     },
-    host::firewalls,
     record::clock::{Clock, unix_now},
 };
 
@@ -37,8 +36,9 @@ pub fn run(args: &StatusArgs, global: &Global) -> anyhow::Result<Exit> {
 }
 
 fn read(args: &InstanceArgs) -> anyhow::Result<Report> {
-    let other_firewalls = firewalls::others();
-    let Some(engine) = attached::open(&args.instance)? else {
+    let engine = attached::open(&args.instance)?;
+    let other_firewalls = attached::others(engine.as_ref());
+    let Some(engine) = engine else {
         return Ok(gather::not_attached(&args.instance, other_firewalls, unix_now()));
     };
     // The kernel enforces with or without a state directory; without one rules have no names.

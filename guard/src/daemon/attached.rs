@@ -3,6 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::{engine::Engine, report::InterfaceLine, state_dir::StateDir};
+use crate::{
+    host::firewalls::{self, OtherFirewall},
+    kernel::{self, KernelError, Options, Place, Selection},
+};
+
+/// An instance that is attached.
+pub type Kernel = kernel::Instance;
 
 /// What `run` asks of the kernel's side.
 #[derive(Clone, Debug, Default)]
@@ -14,82 +21,72 @@ pub struct StartOptions {
     pub cgroup: Option<PathBuf>,
 }
 
-/// An instance that is attached.
-pub enum Kernel {}
+impl StartOptions {
+    fn selection(&self) -> Selection {
+        Selection { include: self.include.clone(), exclude: self.exclude.clone(), ..Selection::default() }
+    }
+}
 
-pub fn open(_instance: &str) -> anyhow::Result<Option<Kernel>> {
-    anyhow::bail!("not in this build")
+fn place(instance: &str) -> Place {
+    Place { instance: instance.to_owned(), bpffs: None }
+}
+
+/// `None`: nothing is attached.
+pub fn open(instance: &str) -> Result<Option<Kernel>, KernelError> {
+    match Kernel::open(&place(instance)) {
+        Ok(kernel) => Ok(Some(kernel)),
+        Err(KernelError::NotRunning(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// One that must be attached, with its state directory.
 pub fn existing(instance: &str, state_dir: &Path) -> anyhow::Result<(StateDir, Kernel)> {
-    let kernel = open(instance)?;
-    let Some(kernel) = kernel else {
-        anyhow::bail!("nothing of guard is attached here (instance {instance}); start it with: guard run POLICY");
-    };
+    let kernel = Kernel::open(&place(instance))?;
     Ok((StateDir::create(state_dir)?, kernel))
 }
 
-pub fn start(_instance: &str, _options: &StartOptions) -> anyhow::Result<Kernel> {
-    anyhow::bail!("not in this build")
+/// Attaches, or adopts what is attached.
+pub fn start(instance: &str, options: &StartOptions) -> Result<Kernel, KernelError> {
+    let options = Options {
+        selection: options.selection(),
+        shield: options.shield,
+        cgroup: options.cgroup.clone(),
+        ..Options::default()
+    };
+    Kernel::start(&place(instance), &options).map(|(kernel, _)| kernel)
 }
-pub fn preview(_options: &StartOptions) -> anyhow::Result<Vec<InterfaceLine>> {
-    anyhow::bail!("not in this build")
+
+/// What would be guarded, were it started now. Attaches nothing.
+pub fn preview(options: &StartOptions) -> Result<Vec<InterfaceLine>, KernelError> {
+    let lines = kernel::preview(&options.selection())?.into_iter().map(|(device, why)| InterfaceLine {
+        guarded: why.guarded(),
+        name: device.name,
+        index: device.index,
+        why: why.as_str().to_owned(),
+    });
+    Ok(lines.collect())
 }
-pub fn release(_instance: &str) -> anyhow::Result<bool> {
-    anyhow::bail!("not in this build")
+
+/// Takes everything down; false if nothing was attached.
+pub fn release(instance: &str) -> Result<bool, KernelError> {
+    match kernel::release(&place(instance)) {
+        Ok(()) => Ok(true),
+        Err(KernelError::NotRunning(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
-pub fn notices(_kernel: &Kernel) -> Vec<String> {
-    Vec::new()
+
+/// What this kernel lacks, and what is lost by that.
+pub fn notices(kernel: &Kernel) -> anyhow::Result<Vec<String>> {
+    Ok(kernel.read_back()?.missing)
 }
-impl Engine for Kernel {
-    fn next_generation(&self) -> anyhow::Result<u32> {
-        match *self {}
-    }
-    fn publish(
-        &mut self,
-        _compiled: &crate::policy::compile::Compiled,
-        _within: Option<std::time::Duration>,
-    ) -> anyhow::Result<()> {
-        match *self {}
-    }
-    fn know(&mut self, _compiled: &crate::policy::compile::Compiled) -> anyhow::Result<()> {
-        match *self {}
-    }
-    fn confirm(&mut self) -> anyhow::Result<()> {
-        match *self {}
-    }
-    fn roll_back(&mut self) -> anyhow::Result<()> {
-        match *self {}
-    }
-    fn settle(&mut self) -> anyhow::Result<bool> {
-        match *self {}
-    }
-    fn read_back(&self) -> anyhow::Result<super::engine::ReadBack> {
-        match *self {}
-    }
-    fn interfaces(&self) -> anyhow::Result<Vec<InterfaceLine>> {
-        match *self {}
-    }
-    fn refresh(&mut self) -> anyhow::Result<()> {
-        match *self {}
-    }
-    fn flows(&self) -> anyhow::Result<Vec<(crate::record::flow::Key, guard_common::abi::Flow)>> {
-        match *self {}
-    }
-    fn adopt(&mut self, _flows: &[(crate::record::flow::Key, guard_common::abi::Flow)]) -> anyhow::Result<()> {
-        match *self {}
-    }
-    fn delete(&mut self, _keys: &[crate::record::flow::Key]) -> anyhow::Result<()> {
-        match *self {}
-    }
-    fn now(&self) -> anyhow::Result<crate::record::sweep::Now> {
-        match *self {}
-    }
-    fn events_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        match *self {}
-    }
-    fn drain_events(&mut self, _most: usize, _each: &mut dyn FnMut(&guard_common::abi::Event)) -> usize {
-        match *self {}
-    }
+
+/// Other firewalls, and other programs at guard's hooks.
+#[must_use]
+pub fn others(kernel: Option<&Kernel>) -> Vec<OtherFirewall> {
+    let mut others = firewalls::others();
+    // This list informs, and decides nothing.
+    others.extend(kernel.and_then(|kernel| kernel.other_programs().ok()).unwrap_or_default());
+    others
 }

@@ -24,7 +24,11 @@ use super::{
 use crate::{
     host::{picture::Picture, watch::NetworkWatch},
     policy::model::Policy,
-    record::{clock::Clock, recorder::Recorder, recorder::counts_as_flow, sweep::Sum},
+    record::{
+        clock::{Clock, for_people, unix_now},
+        recorder::{Recorder, counts_as_flow},
+        sweep::Sum,
+    },
 };
 
 /// Records wait no longer than this in memory.
@@ -35,6 +39,8 @@ const SWEEP: Duration = Duration::from_secs(2);
 const SWEEP_SHARE: u32 = 50;
 /// Between two looks at the clock and the deadline.
 const TICK: Duration = Duration::from_millis(250);
+/// Between two looks at the hooks.
+const WATCH: Duration = Duration::from_secs(1);
 /// Changes of the network are gathered for this long: they come in bursts.
 const SETTLE: Duration = Duration::from_millis(20);
 /// Events taken in one go, so that nothing else starves.
@@ -85,7 +91,7 @@ impl<'a> Daemon<'a> {
                 to_followers.send(&line);
             }
         }));
-        let started = i64::try_from(crate::record::clock::unix_now() / 1_000_000_000).unwrap_or(0);
+        let started = i64::try_from(unix_now() / 1_000_000_000).unwrap_or(0);
         Self { engine, state, recorder, lines, started, say, baseline: Baseline::default(), notices: Vec::new() }
     }
 
@@ -111,6 +117,8 @@ impl<'a> Daemon<'a> {
 
         let mut flush = interval(FLUSH);
         let mut tick = interval(TICK);
+        let mut watch_hooks = interval(WATCH);
+        watch_hooks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.set_baseline();
@@ -145,6 +153,7 @@ impl<'a> Daemon<'a> {
                     }
                 }
                 _ = tick.tick() => self.tick(),
+                _ = watch_hooks.tick() => self.watch_hooks(),
                 _ = flush.tick() => self.recorder.sink.flush(),
                 () = sleep_until(next_sweep) => {
                     let began = Instant::now();
@@ -195,6 +204,17 @@ impl<'a> Daemon<'a> {
             && let Err(error) = self.engine.delete(&findings.expired)
         {
             self.notice(format!("flows that are over could not be forgotten: {error:#}"));
+        }
+    }
+
+    /// Somebody may have detached, unpinned or stood in front of what is ours.
+    fn watch_hooks(&mut self) {
+        match self.engine.repair() {
+            Ok(repairs) => repairs.into_iter().for_each(|repair| {
+                let time = for_people(unix_now());
+                self.notice(format!("{repair} (seen {time})"));
+            }),
+            Err(error) => self.notice(format!("the hooks could not be looked at or put back: {error:#}")),
         }
     }
 
