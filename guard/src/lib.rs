@@ -7,4 +7,5 @@ pub mod kernel;
 pub mod object;
 pub mod policy;
 pub mod record;
+pub mod replay;
 pub mod text;

@@ -1,0 +1,193 @@
+//! The judge's host in plain memory: what eBPF maps are in the kernel. Nothing is evicted, and every flow that was is kept
+//! for the report.
+
+use std::{collections::HashMap, hash::Hash};
+
+use foldhash::fast::RandomState;
+use guard_common::{
+    Direction,
+    abi::{Flow, FragmentValue, Interface, NoteKey},
+    decide::Node,
+    judge::{Context, Family, FlowTable, FlowView, Flows, Host, TcpSocket, Touch, V4, V6},
+    packet::Packet,
+};
+
+/// Milliseconds are this host's jiffies.
+const HZ: u64 = 1000;
+const NS_A_JIFFY: u64 = 1_000_000_000 / HZ;
+
+pub struct Memory<'a> {
+    tables: &'a [Node],
+    pub v4: Store<V4>,
+    pub v6: Store<V6>,
+    notes: HashMap<NoteKey, u64, RandomState>,
+    /// Of the packet that is judged: greater than that of any before, so that `first_seen` names a flow.
+    pub now: u64,
+    pub interface: Interface,
+}
+
+/// One family's flows and fragments.
+pub struct Store<F: Family> {
+    /// Which flow has a key now, by its place in `flows`.
+    places: HashMap<F::Key, u32, RandomState>,
+    flows: Vec<Held<F::Key>>,
+    /// Flows whose key another has taken.
+    over: Vec<(F::Key, Flow)>,
+    fragments: HashMap<F::FragmentKey, FragmentValue, RandomState>,
+}
+
+struct Held<K> {
+    key: K,
+    table: FlowTable,
+    flow: Flow,
+}
+
+impl<'a> Memory<'a> {
+    #[must_use]
+    pub fn new(tables: &'a [Node], interface: Interface, boot_ns: u64) -> Self {
+        Self { tables, v4: Store::default(), v6: Store::default(), notes: HashMap::default(), now: boot_ns, interface }
+    }
+}
+
+impl<F: Family> Default for Store<F> {
+    fn default() -> Self {
+        Self { places: HashMap::default(), flows: Vec::new(), over: Vec::new(), fragments: HashMap::default() }
+    }
+}
+
+impl<F: Family> Store<F>
+where
+    F::Key: Hash + Eq,
+{
+    /// Every flow there was.
+    pub fn all(&self) -> impl Iterator<Item = (F::Key, &Flow)> {
+        self.over.iter().map(|(key, flow)| (*key, flow)).chain(self.flows.iter().map(|held| (held.key, &held.flow)))
+    }
+
+    #[inline]
+    fn find(&self, table: FlowTable, key: &F::Key) -> Option<u32> {
+        let place = *self.places.get(key)?;
+        (self.flows.get(place as usize)?.table == table).then_some(place)
+    }
+
+    fn insert(&mut self, table: FlowTable, key: &F::Key, flow: &Flow) -> bool {
+        let Ok(next) = u32::try_from(self.flows.len()) else { return false };
+        let place = *self.places.entry(*key).or_insert(next);
+        match self.flows.get_mut(place as usize) {
+            None => self.flows.push(Held { key: *key, table, flow: *flow }),
+            Some(held) => {
+                if held.flow.first_seen != flow.first_seen {
+                    self.over.push((*key, held.flow));
+                }
+                held.table = table;
+                held.flow = *flow;
+            }
+        }
+        true
+    }
+}
+
+impl Host for Memory<'_> {
+    type Tables = [Node];
+
+    #[inline]
+    fn tables(&self, _: &Context) -> Option<&[Node]> {
+        Some(self.tables)
+    }
+
+    #[inline]
+    fn boot_ns(&self) -> u64 {
+        self.now
+    }
+
+    #[inline]
+    fn jiffies(&self) -> u64 {
+        self.now / NS_A_JIFFY
+    }
+
+    #[inline]
+    fn hz(&self) -> u64 {
+        HZ
+    }
+
+    #[inline]
+    fn interface(&self, _: u32) -> Option<Interface> {
+        Some(self.interface)
+    }
+
+    fn socket_cookie(&mut self) -> u64 {
+        0
+    }
+
+    /// A capture has no sockets. Of a connection that began before it, the lower port is taken for the service; a packet
+    /// that opens or resets nothing that was seen stays without one.
+    fn tcp_socket(&mut self, packet: &Packet, direction: Direction) -> TcpSocket {
+        const SYN_RST: u8 = 0b110;
+        let (remote, local) = match direction {
+            Direction::Inbound => (packet.source_port, packet.destination_port),
+            Direction::Outbound => (packet.destination_port, packet.source_port),
+        };
+        if packet.tcp_flags & SYN_RST != 0 || remote == local {
+            TcpSocket::None
+        } else if local < remote {
+            TcpSocket::Accepted
+        } else {
+            TcpSocket::Connected
+        }
+    }
+
+    fn note(&self, key: &NoteKey) -> Option<u64> {
+        self.notes.get(key).copied()
+    }
+
+    fn keep_note(&mut self, key: &NoteKey, now: u64) {
+        self.notes.insert(*key, now);
+    }
+}
+
+macro_rules! flows {
+    ($family:ident, $field:ident) => {
+        impl Flows<$family> for Memory<'_> {
+            type Flow = u32;
+
+            #[inline]
+            fn find(&self, table: FlowTable, key: &<$family as Family>::Key) -> Option<u32> {
+                self.$field.find(table, key)
+            }
+
+            #[inline]
+            fn view(&self, flow: u32) -> FlowView {
+                FlowView::from(&self.$field.flows[flow as usize].flow)
+            }
+
+            #[inline]
+            fn load(&self, flow: u32) -> Flow {
+                self.$field.flows[flow as usize].flow
+            }
+
+            #[inline]
+            fn touch(&mut self, flow: u32, touch: &Touch) {
+                touch.apply(&mut self.$field.flows[flow as usize].flow);
+            }
+
+            fn insert(&mut self, table: FlowTable, key: &<$family as Family>::Key, flow: &Flow) -> bool {
+                self.$field.insert(table, key, flow)
+            }
+
+            /// A key stands in one table only: what was put into another has left this one.
+            fn remove(&mut self, _: FlowTable, _: &<$family as Family>::Key) {}
+
+            fn find_fragment(&self, key: &<$family as Family>::FragmentKey) -> Option<FragmentValue> {
+                self.$field.fragments.get(key).copied()
+            }
+
+            fn insert_fragment(&mut self, key: &<$family as Family>::FragmentKey, value: &FragmentValue) -> bool {
+                self.$field.fragments.insert(*key, *value);
+                true
+            }
+        }
+    };
+}
+
+flows!(V4, v4);
+flows!(V6, v6);
