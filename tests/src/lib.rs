@@ -14,6 +14,7 @@ pub mod process;
 pub mod random;
 pub mod raw_bpf;
 pub mod referee;
+pub mod sizes;
 pub mod servers;
 pub mod session;
 pub mod skip;
