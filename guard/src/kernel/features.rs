@@ -148,10 +148,9 @@ pub fn calibrate_hz() -> std::io::Result<u32> {
     // The low half of the count, as the program's result.
     let program = sys::load(SCHED_CLS, 0, 0, &[call(JIFFIES64), EXIT])?;
     let now = || sys::test_run(program.as_fd()).map(|jiffies| (jiffies, sys::boot_ns()));
-    let began = sys::boot_ns();
     // The moment at which the next jiffy begins.
     let edge = || {
-        let (before, _) = now()?;
+        let (before, began) = now()?;
         loop {
             let (jiffies, time) = now()?;
             if jiffies != before {
@@ -162,13 +161,25 @@ pub fn calibrate_hz() -> std::io::Result<u32> {
             }
         }
     };
-    let (first, first_time) = edge()?;
-    std::thread::sleep(std::time::Duration::from_millis(15));
-    let (last, last_time) = edge()?;
-    let hz = u64::from(last.wrapping_sub(first)) * 1_000_000_000 / (last_time - first_time).max(1);
-    // What kernels are built with. Anything else is taken as measured.
-    Ok([100, 250, 300, 1000].into_iter().find(|known| hz.abs_diff(*known) * 12 <= *known).unwrap_or(hz.max(1)) as u32)
+    // A busy machine may be late at either end: then once more, and in the end the nearest.
+    let mut best = (u64::MAX, KNOWN_HZ[0]);
+    for _ in 0..8 {
+        let (first, first_time) = edge()?;
+        std::thread::sleep(std::time::Duration::from_millis(15));
+        let (last, last_time) = edge()?;
+        let hz = u64::from(last.wrapping_sub(first)) * 1_000_000_000 / (last_time - first_time).max(1);
+        for known in KNOWN_HZ {
+            best = best.min((hz.abs_diff(known) * 1000 / known, known));
+        }
+        if best.0 <= 20 {
+            break;
+        }
+    }
+    Ok(best.1 as u32)
 }
+
+/// What kernels are built with (kernel/Kconfig.hz).
+const KNOWN_HZ: [u64; 4] = [100, 250, 300, 1000];
 
 /// Whether rules of nftables or iptables may change where this host's own packets go (nat, at the output hook): then
 /// the socket layer sees another destination than the wire. Docker's rules do.

@@ -338,12 +338,10 @@ impl Instance {
     }
 
     /// Moved to another network namespace: its tcx links went with it, and go on judging.
-    pub(super) fn lives_elsewhere(&self, index: u32) -> bool {
-        HOOKS
-            .iter()
-            .filter(|hook| matches!(hook.at, At::Wire(_)))
-            .filter_map(|hook| self.links.get(&hook.pin_name(index)))
-            .any(|link| sys::info_of_link(link.as_fd()).is_ok_and(|info| info.target != 0))
+    fn lives_elsewhere(&mut self, index: u32) -> bool {
+        // Each is held from now on, so all are asked.
+        let wire = HOOKS.iter().filter(|hook| matches!(hook.at, At::Wire(_)));
+        wire.map(|hook| self.holds(&hook.pin_name(index))).filter(|holds| *holds).count() != 0
     }
 
     /// The classes of each slot's generation, whoever published it.
@@ -449,9 +447,19 @@ impl Instance {
         Ok(())
     }
 
-    /// A link that is still attached to something.
-    pub(super) fn holds(&self, name: &str) -> bool {
-        self.links.get(name).is_some_and(|link| sys::info_of_link(link.as_fd()).is_ok_and(|info| info.target != 0))
+    /// Whether there is a link that is still attached: one that this process holds, or one that another has pinned.
+    pub(super) fn holds(&mut self, name: &str) -> bool {
+        let attached = |link: &OwnedFd| sys::info_of_link(link.as_fd()).is_ok_and(|info| info.target != 0);
+        if self.links.get(name).is_some_and(attached) {
+            return true;
+        }
+        match sys::pinned(&self.pins.link(name)) {
+            Ok(Some(link)) if attached(&link) => {
+                self.links.insert(name.to_owned(), link);
+                true
+            }
+            _ => false,
+        }
     }
 
     pub(super) fn attach(&mut self, hook: &Hook, interface: u32) -> Result<(), KernelError> {
@@ -488,16 +496,14 @@ impl Instance {
     }
 
     fn drop_link(&mut self, name: &str) -> Result<(), KernelError> {
-        if self.links.remove(name).is_some() {
-            let path = self.pins.link(name);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(KernelError::path("cannot unpin", &path)(error));
-                }
-                _ => {}
+        self.links.remove(name);
+        let path = self.pins.link(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(KernelError::path("cannot unpin", &path)(error))
             }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -38,7 +38,7 @@ impl Pins {
             Some(path) => path.to_owned(),
             None => mounted().unwrap_or_else(|| PathBuf::from(DEFAULT_BPFFS)),
         };
-        let is_bpffs = statfs(&root).is_ok_and(|found| found.filesystem_type().0 as i64 & 0xffff_ffff == BPF_FS_MAGIC);
+        let is_bpffs = statfs(&root).is_ok_and(|found| found.filesystem_type().0 == BPF_FS_MAGIC);
         if !is_bpffs {
             mount(Some("bpf"), &root, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
                 .map_err(|error| KernelError::path("cannot mount a bpffs at", &root)(error.into()))?;
