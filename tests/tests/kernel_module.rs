@@ -242,7 +242,10 @@ fn an_instance_lives_in_the_kernel() -> Result<()> {
     instance.roll_back()?;
     ensure!(in_force(&instance)?.0 == 2);
     ensure!(host.connect("192.0.2.9:80")? == EPERM && host.connect("192.0.2.9:443")? != EPERM);
-    ensure!(matches!(instance.publish(&fourth, None), Err(KernelError::Generation { .. })), "compiled for an older number");
+    ensure!(
+        matches!(instance.publish(&fourth, None), Err(KernelError::Generation { .. })),
+        "compiled for an older number"
+    );
 
     // Many more, each in force at once, and each slot used again.
     for port in 1000..1010 {
@@ -402,7 +405,11 @@ fn interfaces_come_and_go() -> Result<()> {
     ip("link del h0").or_else(|_| anyhow::Ok(()))?;
     instance.look_at_interfaces()?;
     ensure!(guarded(&instance)? == ["g0", "g1"]);
-    ensure!(instance.hooks()?.iter().all(|hook| hook.sound() && !hook.target.contains("another")), "{:?}", instance.hooks()?);
+    ensure!(
+        instance.hooks()?.iter().all(|hook| hook.sound() && !hook.target.contains("another")),
+        "{:?}",
+        instance.hooks()?
+    );
 
     // Patterns, changed when it is taken over.
     let selection = Selection { exclude: vec!["g1".to_owned()], ..Selection::default() };
@@ -451,7 +458,11 @@ fn flows_and_clocks() -> Result<()> {
     let jiffies = (after.jiffies - before.jiffies) as f64;
     let expected = (after.boot_ns - before.boot_ns) as f64 / 1e9 * f64::from(after.hz);
     // A busy machine counts late.
-    ensure!((jiffies - expected).abs() <= 2.0 + expected / 10.0, "{jiffies} jiffies, expected {expected} at {} a second", after.hz);
+    ensure!(
+        (jiffies - expected).abs() <= 2.0 + expected / 10.0,
+        "{jiffies} jiffies, expected {expected} at {} a second",
+        after.hz
+    );
     ensure!(instance.drain_events(100, |_| {})? == 0);
     ensure!(instance.memory()? > 0);
     ensure!(instance.tables(Slot(0))?.is_none());
