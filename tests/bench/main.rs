@@ -1,6 +1,8 @@
 //! `cargo xtask bench` runs this, built for release: `guard-bench PART --runs N --raw FILE`.
 
 mod decision;
+mod empty;
+mod packets;
 mod series;
 mod tables;
 
@@ -21,7 +23,8 @@ fn main() -> Result<()> {
         }
     }
     let all = match part.as_str() {
-        "programs" => decision::measure(runs)?,
+        "decision" => decision::measure(runs)?,
+        "packets" => packets::measure(runs)?,
         "policy" => tables::measure(runs)?,
         _ => bail!("no part is called {part}"),
     };
