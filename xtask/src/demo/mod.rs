@@ -5,7 +5,7 @@ mod traffic;
 
 use crate::lab::{host, sandbox};
 use crate::{packages, shell};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use network::Network;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -67,7 +67,7 @@ fn inside() -> Result<bool> {
     }
 
     let guard = Guard::start(&network, &cgroup)?;
-    println!("\nWith `guard run {POLICY}` on the server ({:.1} s to enforcing):\n", guard.ready.as_secs_f64());
+    println!("\nWith {POLICY} enforced on the server ({:.1} s from start to ready):\n", guard.ready.as_secs_f64());
     for action in ACTIONS {
         let seen = (action.run)(&network)?;
         let as_expected = seen.reached == matches!(action.expect, Expect::Allowed);
@@ -95,14 +95,19 @@ struct Guard {
     _daemon: host::Server,
 }
 
+const ENFORCED: &str = "/run/lab/policy.yaml";
 const LOG: &str = "/run/lab/guard.log";
 
 impl Guard {
     fn start(network: &Network, cgroup: &Path) -> Result<Self> {
         let program = shell::target().join("debug/guard");
+        // As shipped it watches only.
+        let text = std::fs::read_to_string(shell::root().join(POLICY)).context(POLICY)?;
+        ensure!(text.contains("\nmode: audit\n"), "{POLICY} has another mode than was expected");
+        std::fs::write(ENFORCED, text.replace("\nmode: audit\n", "\nmode: enforce\n"))?;
         let start = Instant::now();
         let mut command = network.server.command(&program.to_string_lossy());
-        command.arg("run").arg(shell::root().join(POLICY)).arg("--cgroup").arg(cgroup).args(INSTANCE);
+        command.args(["run", ENFORCED, "--cgroup"]).arg(cgroup).args(INSTANCE);
         let daemon = host::Server::start_to(&mut command, Path::new(LOG))?;
         let said = || std::fs::read_to_string(LOG).unwrap_or_default();
         host::wait_for("guard run", || said().contains("ready")).with_context(|| format!("guard said:\n{}", said()))?;

@@ -1,6 +1,6 @@
 //! The hosts, and what runs on them.
 
-use crate::lab::host::{Host, Server, router, wait_for};
+use crate::lab::host::{Host, Server, ip, router, wait_for};
 use crate::shell;
 use anyhow::{Context as _, Result};
 use std::net::{SocketAddr, TcpStream};
@@ -19,13 +19,15 @@ pub struct Network {
 pub const DIR: &str = "/run/lab";
 /// The provider's resolver: an address of the router.
 pub const RESOLVER: &str = "192.0.2.53";
+/// A package mirror: another one.
+pub const MIRROR: &str = "203.0.113.80";
 
 impl Network {
     pub fn make(cgroup: &Path) -> Result<Self> {
         router()?;
         let server = Host::make("server", "203.0.113.10", "2001:db8:113::10")?;
         let responder = Host::make("responder", "198.51.100.7", "2001:db8:17::7")?;
-        let client = Host::make("client", "192.0.2.80", "2001:db8:80::80")?;
+        let client = Host::make("client", "192.0.2.80", "2001:db8:2::80")?;
         let intruder = Host::make("intruder", "203.0.113.66", "2001:db8:66::66")?;
         let servers = start(&server, &intruder, cgroup)?;
         let network = Self { server, responder, client, intruder, _servers: servers };
@@ -64,15 +66,16 @@ fn start(server: &Host, intruder: &Host, cgroup: &Path) -> Result<Vec<Server>> {
     );
     std::fs::write(format!("{DIR}/sshd.conf"), sshd)?;
     std::fs::write(format!("{DIR}/index.html"), "a page of the web server\n")?;
-    for (host, ports) in [(server, [80, 443]), (intruder, [80, 443])] {
-        let listen: String = ports.iter().map(|port| format!("listen {port}; listen [::]:{port}; ")).collect();
+    let everywhere = "listen 80; listen [::]:80; listen 443; listen [::]:443;";
+    let mirror = format!("listen {MIRROR}:80;");
+    for (name, listen) in [(server.name, everywhere), (intruder.name, everywhere), ("mirror", &mirror)] {
         let conf = format!(
             "daemon off; user root; worker_processes 1; pid {DIR}/{0}.nginx.pid; error_log /dev/null;\n\
              events {{ worker_connections 128; }}\n\
              http {{ access_log off; client_body_temp_path {DIR}/{0}.tmp; server {{ {listen} root {DIR}; }} }}\n",
-            host.name
+            name
         );
-        std::fs::write(format!("{DIR}/{}.nginx.conf", host.name), conf)?;
+        std::fs::write(format!("{DIR}/{name}.nginx.conf"), conf)?;
     }
     let nginx = |host: &Host| {
         let conf = format!("{DIR}/{}.nginx.conf", host.name);
@@ -81,7 +84,11 @@ fn start(server: &Host, intruder: &Host, cgroup: &Path) -> Result<Vec<Server>> {
     let dns =
         ["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root", "--pid-file="];
     // The provider's, on the router, and the intruder's, which answers whatever is asked: a tunnel's end.
-    crate::lab::host::ip(&format!("addr add {RESOLVER}/32 dev lo"))?;
+    for address in [RESOLVER, MIRROR] {
+        ip(&format!("addr add {address}/32 dev lo"))?;
+    }
+    let mut mirror = Command::new("nginx");
+    mirror.args(["-e", "/dev/null", "-c", "/run/lab/mirror.nginx.conf"]);
     let mut resolver = Command::new("dnsmasq");
     resolver.args(dns).args(["--bind-interfaces", "--listen-address", RESOLVER, "--address=/www.example/192.0.2.80"]);
     let mut tunnel = intruder.command("dnsmasq");
@@ -91,6 +98,7 @@ fn start(server: &Host, intruder: &Host, cgroup: &Path) -> Result<Vec<Server>> {
         Server::start(guarded(server, cgroup, &sshd.to_string_lossy()).args(["-D", "-e", "-f", "/run/lab/sshd.conf"]))?,
         nginx(server)?,
         nginx(intruder)?,
+        Server::start(&mut mirror)?,
         Server::start(&mut resolver)?,
         Server::start(&mut tunnel)?,
     ])

@@ -1,6 +1,6 @@
 //! What the hosts try: each by real programs, each with proof from the other end where it gets through.
 
-use super::network::{DIR, Network, RESOLVER, guarded};
+use super::network::{DIR, MIRROR, Network, RESOLVER, guarded};
 use crate::lab::host::{Host, ask};
 use crate::lab::sandbox;
 use anyhow::{Context as _, Result};
@@ -33,6 +33,7 @@ pub const ACTIONS: &[Action] = &[
     Action { who: "client", what: "gets a page over IPv6", expect: Allowed, run: |net| page(net, net.server.v6) },
     Action { who: "responder", what: "logs in by OpenSSH", expect: Allowed, run: |net| ssh(net, &net.responder) },
     Action { who: "server", what: "asks its resolver for a name", expect: Allowed, run: |net| name(net, RESOLVER) },
+    Action { who: "server", what: "fetches from its package mirror", expect: Allowed, run: |net| fetch(net, MIRROR) },
     Action {
         who: "client",
         what: "logs in by OpenSSH with a stolen key",
@@ -47,7 +48,12 @@ pub const ACTIONS: &[Action] = &[
         run: |net| shell(net, 4444),
     },
     Action { who: "server", what: "the same on port 8443", expect: Denied, run: |net| shell(net, 8443) },
-    Action { who: "server", what: "fetches from the intruder over IPv6", expect: Denied, run: fetch },
+    Action {
+        who: "server",
+        what: "fetches from the intruder over IPv6",
+        expect: Denied,
+        run: |net| fetch(net, net.intruder.v6),
+    },
     Action {
         who: "server",
         what: "tunnels in DNS to the intruder",
@@ -81,9 +87,9 @@ fn page(net: &Network, address: &str) -> Result<Seen> {
     Ok(got(good, &text))
 }
 
-fn fetch(net: &Network) -> Result<Seen> {
+fn fetch(net: &Network, from: &str) -> Result<Seen> {
     let mut curl = on_server(net, "curl")?;
-    let (good, text) = ask(curl.args(["-s", "-f", "-m", "1.5", &url(net.intruder.v6)]), "", PATIENCE * 2)?;
+    let (good, text) = ask(curl.args(["-s", "-f", "-m", "1.5", &url(from)]), "", PATIENCE * 2)?;
     Ok(got(good, &text))
 }
 
