@@ -176,8 +176,13 @@ impl Diagnostics {
     /// More than anyone reads; a hostile file must not fill the memory with them.
     const MAX: usize = 500;
 
+    /// Adds one; the same mistake reached by two ways (a service that two rules name) counts once.
     pub fn push(&mut self, diagnostic: Diagnostic) {
-        if self.list.len() < Self::MAX { self.list.push(diagnostic) } else { self.left_out += 1 }
+        if self.list.len() >= Self::MAX {
+            self.left_out += 1;
+        } else if !self.list.contains(&diagnostic) {
+            self.list.push(diagnostic);
+        }
     }
 
     #[must_use]

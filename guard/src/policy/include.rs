@@ -58,7 +58,7 @@ impl Files {
         self.paths.push(Arc::clone(&shared));
         let file = self.reporter.sources.add(shared, text.into());
         let Some(root) = yaml::parse(&mut self.reporter, file) else { return };
-        let document = read::read(&mut self.reporter, &root);
+        let Some(document) = read::read(&mut self.reporter, &root) else { return };
         drop(root);
         self.chain.push((identity(path), included_at));
         for include in &document.include {

@@ -15,11 +15,11 @@ const TOP: &[&str] =
     &["version", "name", "include", "mode", "groups", "services", "inbound", "outbound", "essentials", "tests"];
 const RULE: &[&str] = &["name", "action", "from", "to", "services", "interface", "local", "expires", "comment"];
 
-/// Reads one file. Problems are in the reporter.
-pub fn read(reporter: &mut Reporter, root: &Node) -> Document {
+/// Reads one file. Problems are in the reporter; `None`: it is not a policy at all.
+pub fn read(reporter: &mut Reporter, root: &Node) -> Option<Document> {
     let mut document = Document { span: Span { end: root.span.start, ..root.span }, ..Document::default() };
-    let Some(map) = Reader(reporter).map(root, "a policy", TOP) else { return document };
     let mut reader = Reader(reporter);
+    let map = reader.map(root, "a policy", TOP)?;
     reader.version(map.get("version"), document.span);
     document.name = map.get("name").and_then(|node| reader.text(node, "name"));
     document.include = map.get("include").map(|node| reader.texts(node, "include").value).unwrap_or_default();
@@ -46,7 +46,7 @@ pub fn read(reporter: &mut Reporter, root: &Node) -> Document {
     if let Some(node) = map.get("tests") {
         document.tests = reader.tests(node);
     }
-    document
+    Some(document)
 }
 
 /// A mapping whose keys are all known and stand once.

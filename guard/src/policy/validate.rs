@@ -120,49 +120,48 @@ impl Validator<'_> {
         self.files.reporter.found.push(diagnostic);
     }
 
-    fn rule(&mut self, rule: &syntax::Rule) -> Option<Rule> {
-        let what = if rule.direction == Direction::Inbound { "from" } else { "to" };
-        if let Some(name) = &rule.name {
+    fn rule(&mut self, written: &syntax::Rule) -> Option<Rule> {
+        let what = if written.direction == Direction::Inbound { "from" } else { "to" };
+        if let Some(name) = &written.name {
             self.rule_name(name);
         }
-        for text in rule.comment.iter().filter(|text| text.value.len() > MAX_TEXT) {
+        for text in written.comment.iter().filter(|text| text.value.len() > MAX_TEXT) {
             self.error("long_text", text.span, "a comment of more than 512 bytes", "shorten it");
         }
-        let remote = rule.remote.as_ref().and_then(|words| self.groups.resolve(self.files, words, what));
-        let local = rule.local.as_ref().map(|words| self.local(words));
-        let services = rule.services.as_ref().and_then(|words| self.services.resolve(self.files, words));
-        let interface = rule.interface.as_ref().map(|text| self.interface(text));
-        let expires = rule.expires.as_ref().map(|text| self.expires(text));
+        let remote = written.remote.as_ref().and_then(|words| self.groups.resolve(self.files, words, what));
+        let local = written.local.as_ref().map(|words| self.local(words));
+        let services = written.services.as_ref().and_then(|words| self.services.resolve(self.files, words));
+        let interface = written.interface.as_ref().map(|text| self.interface(text));
+        let expires = written.expires.as_ref().map(|text| self.expires(text));
 
         let remote = remote?;
         let rule = Rule {
-            direction: rule.direction,
-            action: rule.action.value,
-            name: rule.name.as_ref().map(|name| name.value.clone()),
-            position: rule.position,
-            place: self.files.reporter.sources.place(rule.span),
+            direction: written.direction,
+            action: written.action.value,
+            name: written.name.as_ref().map(|name| name.value.clone()),
+            position: written.position,
+            place: self.files.reporter.sources.place(written.span),
             remote: Remote {
-                text: rule.remote.iter().flat_map(|words| &words.value).map(|word| word.value.clone()).collect(),
+                text: written.remote.iter().flat_map(|words| &words.value).map(|word| word.value.clone()).collect(),
                 set: remote.set,
                 named: !remote.any,
             },
             services: services?,
-            services_text: rule.services.iter().flat_map(|words| &words.value).map(|word| word.value.clone()).collect(),
+            services_text: written
+                .services
+                .iter()
+                .flat_map(|words| &words.value)
+                .map(|word| word.value.clone())
+                .collect(),
             interface: optional(interface)?,
             local: optional(local)?.and_then(|local| (!local.any).then_some(local.set)),
             expires: optional(expires)?,
-            comment: rule.comment.as_ref().map(|text| text.value.clone()),
+            comment: written.comment.as_ref().map(|text| text.value.clone()),
         };
-        self.written.rules.push(warnings::WrittenRule {
-            span: self.span_of(&rule, remote.items.first().map(|item| item.span)),
-            items: remote.items,
-        });
+        // Warnings about a rule point at its name, which a person looks for, or else at its remote.
+        let span = written.name.as_ref().map(|name| name.span).or_else(|| written.remote.as_ref().map(|r| r.span));
+        self.written.rules.push(warnings::WrittenRule { span: span.unwrap_or(written.span), items: remote.items });
         Some(rule)
-    }
-
-    /// Where warnings about a rule point: its name, which a person looks for, or else its remote.
-    fn span_of(&self, rule: &Rule, remote: Option<Span>) -> Span {
-        rule.name.as_ref().and_then(|name| self.names.get(name).copied()).or(remote).unwrap_or_default()
     }
 
     fn rule_name(&mut self, name: &Text) {
@@ -398,6 +397,10 @@ impl Services {
             self.by_name.values().filter(|(_, _, used)| !used).map(|(name, ..)| name.clone()).collect();
         unused.sort_by_key(|name| (name.span.file, name.span.start));
         for name in &unused {
+            // One that another unused one names has been looked at with it.
+            if self.by_name.get(&name.value).is_some_and(|(_, _, used)| *used) {
+                continue;
+            }
             let items = self.by_name.get(&name.value).map(|(_, items, _)| items.clone()).unwrap_or_default();
             self.resolve(files, &At { value: items, span: name.span });
         }

@@ -212,14 +212,35 @@ impl Builder<'_> {
         let line = self.text[floor(self.text, line_begin)..].lines().next().unwrap_or("");
         let before = self.text[..floor(self.text, line_begin)].lines().next_back().unwrap_or("");
         let span = Span { file: self.file, start: start as u32, end: (start + 1).min(self.text.len()) as u32 };
+        // The scanner stands on the line before one that a tab indents.
+        if message.contains("tab")
+            && let Some(tab) = self.indenting_tab(line_begin)
+        {
+            let span = Span { file: self.file, start: tab as u32, end: tab as u32 + 1 };
+            return refuse("yaml_syntax", span, "not YAML: a tab as indentation")
+                .with("indent with spaces, not with tabs");
+        }
         let refusal = refuse("yaml_syntax", span, format!("not YAML: {message}"));
-        if line.contains('\t') && line.trim_start_matches(' ').starts_with('\t') {
-            refusal.with("indent with spaces, not with tabs")
-        } else if let Some(address) = [line, before].into_iter().find_map(unquoted_ipv6) {
+        if let Some(address) = [line, before].into_iter().find_map(unquoted_ipv6) {
             refusal.with(format!("quote it: \"{address}\" (YAML takes the colons of an IPv6 address for its own)"))
         } else {
             refusal
         }
+    }
+}
+
+impl Builder<'_> {
+    /// The first tab before a line's text, in the line that begins at `from` or one after it.
+    fn indenting_tab(&self, from: usize) -> Option<usize> {
+        let mut begin = floor(self.text, from);
+        for line in self.text[begin..].split_inclusive('\n') {
+            let indent = line.len() - line.trim_start_matches([' ', '\t']).len();
+            if let Some(tab) = line[..indent].find('\t') {
+                return Some(begin + tab);
+            }
+            begin += line.len();
+        }
+        None
     }
 }
 
