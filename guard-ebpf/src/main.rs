@@ -7,8 +7,11 @@
 
 mod generation;
 mod globals;
+mod hand;
 mod hooks;
+mod kernel;
 mod maps;
+mod parts;
 mod record;
 mod skb;
 mod tables;

@@ -11,11 +11,12 @@ use guard_common::{
     Reason,
     abi::{
         COUNTERS as COUNTER_SLOTS, ClockReading, Counter, Flow, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6,
-        FragmentValue, Interface, LOST_SLOTS, Owner, RuleCounter, Slot, State,
+        FragmentValue, Interface, LOST_SLOTS, NoteKey, Owner, RuleCounter, Slot, State,
     },
     decide::Node,
-    packet::Packet,
 };
+
+use crate::hand::Hand;
 
 /// Flags of the inner maps of [`TABLES`]: any size, read-only for programs, and mappable, since such arrays lie on
 /// pages of their own, aligned (a decision among a million CIDRs took 131 ns instead of 173).
@@ -56,6 +57,10 @@ pub static FRAGMENTS_V4: LruHashMap<FragmentKeyV4, FragmentValue> = LruHashMap::
 #[map]
 pub static FRAGMENTS_V6: LruHashMap<FragmentKeyV6, FragmentValue> = LruHashMap::with_max_entries(FRAGMENTS, 0);
 
+/// What the link has told; jiffies of when.
+#[map]
+pub static NOTES: LruHashMap<NoteKey, u64> = LruHashMap::with_max_entries(NOTED, 0);
+
 /// By interface index, of guard's own network namespace (and of what was guarded before it was moved away).
 #[map]
 pub static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(4096, 0);
@@ -95,9 +100,9 @@ pub static NEAR_V6: LpmTrie<[u32; 4], u8> = LpmTrie::with_max_entries(16_384, BP
 #[map]
 pub static SOCKETS: HashMap<u64, u8> = HashMap::with_max_entries(FLOWS, BPF_F_NO_PREALLOC);
 
-/// The packet in hand: written by the parser, read by the judge.
+/// The packet in hand.
 #[map]
-pub static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
+pub static HAND: PerCpuArray<Hand> = PerCpuArray::with_max_entries(1, 0);
 
 /// The last reading of the `clock` program.
 #[map]
@@ -105,3 +110,4 @@ pub static CLOCK: Array<ClockReading> = Array::with_max_entries(1, 0);
 
 const FLOWS: u32 = 65_536;
 const FRAGMENTS: u32 = 8_192;
+const NOTED: u32 = 16_384;

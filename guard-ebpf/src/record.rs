@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use guard_common::{
     Direction, Reason,
-    abi::{Counter, Event, EventKind, Lost, Owner, RuleCounter, Slot, counter_index},
+    abi::{Counter, Event, Lost, Owner, RuleCounter, Slot, counter_index},
     decide::Outcome,
 };
 
@@ -91,13 +91,13 @@ pub fn keep_owner(socket_cookie: u64, now: u64) {
     }
 }
 
-/// Room in the ring buffer for an event, with everything that every event has; the rest is zero but for `head`, which
+/// Room in the ring buffer for an event ([`guard_common::abi::EventKind`], [`Direction`]), with everything that every event has; the rest is zero but for `head`, which
 /// is left as it is. `None` is counted.
 #[inline(always)]
 pub fn begin_event(
-    kind: EventKind,
-    direction: Direction,
-    dropped: bool,
+    kind: u8,
+    direction: u8,
+    dropped: u8,
     outcome: Outcome,
     generation: &Generation,
     ifindex: u32,
@@ -109,10 +109,10 @@ pub fn begin_event(
     let event = entry.as_mut_ptr();
     // SAFETY: the entry has room for a whole event.
     unsafe {
-        (*event).kind = kind as u8;
+        (*event).kind = kind;
         (*event).family = 0;
-        (*event).direction = direction as u8;
-        (*event).dropped = dropped.into();
+        (*event).direction = direction;
+        (*event).dropped = dropped;
         (*event).outcome = outcome;
         (*event).generation = generation.number;
         (*event).ifindex = ifindex;

@@ -1,9 +1,19 @@
-//! Bytes of a packet in the kernel.
+//! Bytes of a packet in the kernel, and what an `sk_buff` says beside them.
 
 use core::ptr;
 
-use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
-use guard_common::packet::{Bytes, bytes::LIMIT};
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::generated::{bpf_get_socket_cookie, bpf_skb_load_bytes},
+};
+use guard_common::{
+    abi::HEAD_BYTES,
+    packet::{
+        Bytes, Packet,
+        bytes::LIMIT,
+        transport::{TCP, UDP},
+    },
+};
 
 use crate::verifier::forget;
 
@@ -38,6 +48,12 @@ impl Direct {
     #[inline(always)]
     pub const fn new(data: usize, end: usize, unknown: u32) -> Self {
         Self { data, end, unknown }
+    }
+
+    #[inline(always)]
+    pub fn of_skb(skb: *mut __sk_buff) -> Self {
+        // SAFETY: the kernel's context.
+        unsafe { Self::new((*skb).data as usize, (*skb).data_end as usize, (*skb).len) }
     }
 
     #[inline(always)]
@@ -121,5 +137,72 @@ impl Bytes for Loaded {
     #[inline(always)]
     fn forget(&self, value: u32) -> u32 {
         forget(value, self.unknown)
+    }
+}
+
+#[inline(always)]
+pub fn length(skb: *const __sk_buff) -> u32 {
+    // SAFETY: the kernel's context; so below.
+    unsafe { (*skb).len }
+}
+
+#[inline(always)]
+pub fn ifindex(skb: *const __sk_buff) -> u32 {
+    // SAFETY: as above.
+    unsafe { (*skb).ifindex }
+}
+
+/// 0 where it has no socket.
+#[inline(always)]
+pub fn socket_cookie(skb: *mut __sk_buff) -> u64 {
+    // SAFETY: the helper takes an skb.
+    unsafe { bpf_get_socket_cookie(skb.cast()) }
+}
+
+/// Packets and bytes as on the wire: an skb may be a train of segments, each of which has its own headers.
+#[inline(always)]
+pub fn on_the_wire(skb: *mut __sk_buff, packet: &Packet) -> (u32, u32) {
+    // SAFETY: as above.
+    let (length, segments, size) = unsafe { ((*skb).len, (*skb).gso_segs, (*skb).gso_size) };
+    if size == 0 {
+        return (1, length);
+    }
+    let mut headers = u32::from(packet.transport_at);
+    match packet.protocol {
+        TCP => {
+            let offset = Loaded::new(skb, length).u8(headers + 12).unwrap_or(0x50);
+            headers += u32::from(offset >> 4) * 4;
+        }
+        UDP => headers += 8,
+        _ => {}
+    }
+    // Some drivers leave the number out.
+    let segments = if segments == 0 { length.saturating_sub(headers) / size + 1 } else { segments };
+    (segments, length + (segments - 1) * headers)
+}
+
+/// Copies the packet's beginning; returns how much.
+///
+/// # Safety
+///
+/// `to` is writable.
+#[inline(always)]
+pub unsafe fn load_head(skb: *mut __sk_buff, from: u32, to: *mut [u8; HEAD_BYTES]) -> u32 {
+    let length = length(skb);
+    if length <= from {
+        return 0;
+    }
+    let rest = length - from;
+    // Less one, in 8 bits, and one more: the verifiers of 5.10 and 6.1 see 1 to 256 then, and LLVM cannot undo it.
+    let mut size = u64::from(if rest > HEAD_BYTES as u32 { HEAD_BYTES as u32 } else { rest }) - 1;
+    // SAFETY: arithmetic on one register; then at most as many bytes as `to` has.
+    unsafe {
+        core::arch::asm!(
+            "{size} &= 255",
+            "{size} += 1",
+            size = inout(reg) size,
+            options(pure, nomem, nostack),
+        );
+        if bpf_skb_load_bytes(skb.cast(), from, to.cast(), size as u32) == 0 { size as u32 } else { 0 }
     }
 }

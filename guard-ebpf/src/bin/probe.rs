@@ -15,6 +15,10 @@ use guard_common::{
 };
 use tables::SlotTables;
 
+#[path = "../generation.rs"]
+mod generation;
+#[path = "../hand.rs"]
+mod hand;
 #[path = "../maps.rs"]
 mod maps;
 #[path = "../tables.rs"]
@@ -78,7 +82,7 @@ pub fn probe_decide(_context: TcContext) -> i32 {
         },
     };
     // SAFETY: the helper takes nothing.
-    let decision = decide::decide(&tables, &question, || unsafe { bpf_ktime_get_boot_ns() });
+    let decision = decide::decide(tables, &question, || unsafe { bpf_ktime_get_boot_ns() });
     probe.outcome = decision.outcome.0;
     probe.until = decision.until;
     probe.needs_context = decision.needs_context.into();

@@ -106,7 +106,7 @@ fn judge(context: &SockAddrContext, ipv6: bool, remote: [u32; 4]) -> i32 {
             subject: Subject::default(),
         };
         forget_question(&mut question, generation.number);
-        let decision = decide(&tables, &question, boot_ns);
+        let decision = decide(tables, &question, boot_ns);
         if decision.outcome.verdict() == Verdict::Deny && !decision.needs_context {
             refused(&generation, &decision, &question, cookie);
             return REFUSE;
@@ -196,7 +196,7 @@ fn refused(generation: &Generation, decision: &Decision, question: &Question, co
         }
     }
     count_rule(generation.slot, outcome);
-    if let Some(mut entry) = begin_event(EventKind::SocketDenied, Direction::Outbound, true, outcome, generation, 0) {
+    if let Some(mut entry) = begin_event(EventKind::SocketDenied as u8, Direction::Outbound as u8, 1, outcome, generation, 0) {
         let event = entry.as_mut_ptr();
         // SAFETY: the entry has room for a whole event.
         unsafe {

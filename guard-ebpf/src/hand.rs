@@ -1,0 +1,89 @@
+//! What a program's parts hand to one another about one packet, through a per-CPU map: so each part is a function of
+//! its own to the verifier, which walks it once and knows nothing of the ways that lead there. (Such global functions
+//! take nothing but the context and numbers before Linux 5.12.)
+//!
+//! Programs at one hook never interrupt one another on a CPU: both tc hooks and generic XDP run with bottom halves off.
+
+use guard_common::{
+    Direction,
+    abi::{Slot, SlotFlags},
+    judge::{Context, Judgement},
+    packet::Packet,
+};
+
+use crate::{generation::Generation, maps::HAND};
+
+#[repr(C)]
+pub struct Hand {
+    pub packet: Packet,
+    /// Of the context.
+    pub ifindex: u32,
+    pub generation: u32,
+    flags: u32,
+    pub packets: u32,
+    pub bytes: u32,
+    /// Of the judgement.
+    pub outcome: u32,
+    pub direction: u8,
+    slot: u8,
+    pub dropped: u8,
+    pub decided: u8,
+    /// [`Ring`](guard_common::judge::Ring).
+    pub ring: u8,
+    pub judged_direction: u8,
+    reserved: [u8; 2],
+}
+
+impl Hand {
+    #[inline(always)]
+    pub fn get() -> Option<&'static mut Self> {
+        // SAFETY: this CPU's own element; see above.
+        HAND.get_ptr_mut(0).map(|hand| unsafe { &mut *hand })
+    }
+
+    #[inline(always)]
+    pub fn set_context(
+        &mut self,
+        direction: Direction,
+        ifindex: u32,
+        generation: &Generation,
+        packets: u32,
+        bytes: u32,
+    ) {
+        self.direction = direction as u8;
+        self.ifindex = ifindex;
+        self.slot = generation.slot.0;
+        self.generation = generation.number;
+        self.flags = generation.flags.0;
+        self.packets = packets;
+        self.bytes = bytes;
+    }
+
+    #[inline(always)]
+    pub fn context(&self) -> Context {
+        Context {
+            direction: Direction::from_u8(self.direction),
+            ifindex: self.ifindex,
+            slot: Slot(self.slot),
+            generation: self.generation,
+            flags: SlotFlags(self.flags),
+            packets: self.packets,
+            bytes: self.bytes,
+        }
+    }
+
+    /// Of [`guard_common::abi::counter_index`].
+    #[inline(always)]
+    pub fn counter_index(&self) -> u32 {
+        (self.outcome >> 24) << 2 | u32::from(self.direction & 1) << 1 | u32::from(self.dropped & 1)
+    }
+
+    #[inline(always)]
+    pub fn set_judgement(&mut self, judgement: &Judgement) {
+        self.outcome = judgement.outcome.0;
+        self.dropped = judgement.dropped.into();
+        self.decided = judgement.decided.into();
+        self.ring = judgement.ring as u8;
+        self.judged_direction = judgement.direction as u8;
+    }
+}

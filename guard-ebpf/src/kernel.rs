@@ -1,0 +1,279 @@
+//! [`Host`] on the maps and helpers.
+
+use core::ptr;
+
+use aya_ebpf::{
+    bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple},
+    cty::c_void,
+    helpers::generated::{bpf_get_socket_cookie, bpf_jiffies64, bpf_sk_release, bpf_skc_lookup_tcp},
+    maps::LruHashMap,
+};
+use guard_common::{
+    Direction,
+    abi::{
+        Flow, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6, FragmentValue, Interface, NoteKey,
+    },
+    judge::{Context, FlowTable, FlowView, Flows, Host, TcpSocket, Touch, V4, V6},
+    packet::Packet,
+};
+
+use crate::{
+    generation::boot_ns,
+    globals::HZ,
+    maps::{
+        FLOWS_DENIED_V4, FLOWS_DENIED_V6, FLOWS_ESTABLISHED_V4, FLOWS_ESTABLISHED_V6, FLOWS_UNANSWERED_V4,
+        FLOWS_UNANSWERED_V6, FRAGMENTS_V4, FRAGMENTS_V6, INTERFACES, NOTES,
+    },
+    record::add,
+    tables::SlotTables,
+    verifier::forget,
+};
+
+/// The host of one packet.
+pub struct Kernel {
+    /// `__sk_buff` or `xdp_md`.
+    context: *mut c_void,
+    /// Anything that the verifier cannot know.
+    unknown: u32,
+    has_cookie: bool,
+}
+
+impl Kernel {
+    #[inline(always)]
+    pub const fn of_skb(skb: *mut c_void, unknown: u32) -> Self {
+        Self { context: skb, unknown, has_cookie: true }
+    }
+}
+
+impl Host for Kernel {
+    type Tables = SlotTables;
+
+    #[inline(always)]
+    fn tables(&self, context: &Context) -> Option<&SlotTables> {
+        SlotTables::of(context.slot)
+    }
+
+    #[inline(always)]
+    fn boot_ns(&self) -> u64 {
+        boot_ns()
+    }
+
+    #[inline(always)]
+    fn jiffies(&self) -> u64 {
+        // SAFETY: the helper takes nothing (5.6).
+        unsafe { bpf_jiffies64() }
+    }
+
+    #[inline(always)]
+    fn hz(&self) -> u64 {
+        HZ.load().into()
+    }
+
+    #[inline(always)]
+    fn interface(&self, ifindex: u32) -> Option<Interface> {
+        // SAFETY: userspace replaces an element as a whole; what is read is the old or the new one, or some of each for
+        // the one packet that meets the change.
+        unsafe { INTERFACES.get(&ifindex) }.copied()
+    }
+
+    #[inline(always)]
+    fn socket_cookie(&mut self) -> u64 {
+        if !self.has_cookie {
+            return 0;
+        }
+        // SAFETY: the helper takes an skb, and gives 0 where that has no socket.
+        unsafe { bpf_get_socket_cookie(self.context) }
+    }
+
+    #[inline(always)]
+    fn tcp_socket(&mut self, packet: &Packet, direction: Direction) -> TcpSocket {
+        let mut ends = Ends::of(packet, direction);
+        match self.look_up(&ends, packet.family) {
+            Some(state) if state != LISTEN => {}
+            _ => return TcpSocket::None,
+        }
+        ends.forget_remote();
+        match self.look_up(&ends, packet.family) {
+            Some(LISTEN) => TcpSocket::Accepted,
+            _ => TcpSocket::Connected,
+        }
+    }
+
+    #[inline(always)]
+    fn note(&self, key: &NoteKey) -> Option<u64> {
+        // SAFETY: eight bytes, written at once.
+        unsafe { NOTES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn keep_note(&mut self, key: &NoteKey, now: u64) {
+        let _ = NOTES.insert(key, now, 0);
+    }
+
+    #[inline(always)]
+    fn forget(&self, value: u32) -> u32 {
+        forget(value, self.unknown)
+    }
+}
+
+/// `TCP_LISTEN`.
+const LISTEN: u32 = 10;
+
+/// A connection as `bpf_sock_tuple` has it (network order): source is the remote. IPv4 takes the first words.
+struct Ends {
+    v4: [u32; 3],
+    v6: [u32; 9],
+}
+
+impl Ends {
+    #[inline(always)]
+    fn of(packet: &Packet, direction: Direction) -> Self {
+        let inbound = matches!(direction, Direction::Inbound);
+        let (remote, remote_port, local, local_port) = if inbound {
+            (&packet.source, packet.source_port, &packet.destination, packet.destination_port)
+        } else {
+            (&packet.destination, packet.destination_port, &packet.source, packet.source_port)
+        };
+        let ports = u32::from(remote_port.to_be()) | u32::from(local_port.to_be()) << 16;
+        Self {
+            v4: [remote[0].to_be(), local[0].to_be(), ports],
+            v6: [
+                remote[0].to_be(),
+                remote[1].to_be(),
+                remote[2].to_be(),
+                remote[3].to_be(),
+                local[0].to_be(),
+                local[1].to_be(),
+                local[2].to_be(),
+                local[3].to_be(),
+                ports,
+            ],
+        }
+    }
+
+    /// With 0:0 as remote only a listening socket is found.
+    #[inline(always)]
+    fn forget_remote(&mut self) {
+        self.v4[0] = 0;
+        self.v4[2] &= 0xffff_0000;
+        self.v6[0] = 0;
+        self.v6[1] = 0;
+        self.v6[2] = 0;
+        self.v6[3] = 0;
+        self.v6[8] &= 0xffff_0000;
+    }
+}
+
+impl Kernel {
+    /// The state of the socket that the kernel would give such a packet to.
+    #[inline(always)]
+    fn look_up(&self, ends: &Ends, family: u8) -> Option<u32> {
+        // SAFETY: the helper reads as many bytes as stated (5.8), and what it gives is released here.
+        unsafe {
+            let (tuple, size) = if family == 6 {
+                (ends.v6.as_ptr().cast_mut().cast::<bpf_sock_tuple>(), size_of_val(&ends.v6))
+            } else {
+                (ends.v4.as_ptr().cast_mut().cast::<bpf_sock_tuple>(), size_of_val(&ends.v4))
+            };
+            let socket = bpf_skc_lookup_tcp(self.context, tuple, size as u32, BPF_F_CURRENT_NETNS as i64 as u64, 0);
+            if socket.is_null() {
+                return None;
+            }
+            let state = ptr::read_volatile(&raw const (*socket).state);
+            bpf_sk_release(socket.cast());
+            Some(state)
+        }
+    }
+}
+
+macro_rules! flows {
+    ($family:ty, $key:ty, $fragment_key:ty, $established:ident, $unanswered:ident, $denied:ident, $fragments:ident) => {
+        impl Flows<$family> for Kernel {
+            type Flow = *mut Flow;
+
+            #[inline(always)]
+            fn find(&self, table: FlowTable, key: &$key) -> Option<*mut Flow> {
+                match table {
+                    FlowTable::Established => $established.get_ptr_mut(key),
+                    FlowTable::Unanswered => $unanswered.get_ptr_mut(key),
+                    FlowTable::Denied => $denied.get_ptr_mut(key),
+                }
+            }
+
+            #[inline(always)]
+            fn view(&self, flow: *mut Flow) -> FlowView {
+                // SAFETY: an entry of a preallocated table. Were it reused while we hold it, then for a key that this
+                // CPU has just evicted; the verdict would be that of another flow for this one packet.
+                FlowView::from(unsafe { &*flow })
+            }
+
+            #[inline(always)]
+            fn load(&self, flow: *mut Flow) -> Flow {
+                // SAFETY: as above.
+                unsafe { *flow }
+            }
+
+            #[inline(always)]
+            fn touch(&mut self, flow: *mut Flow, touch: &Touch) {
+                // SAFETY: as above; what other CPUs add meanwhile is not lost.
+                unsafe { apply(flow, touch) }
+            }
+
+            #[inline(always)]
+            fn insert(&mut self, table: FlowTable, key: &$key, flow: &Flow) -> bool {
+                let table: &LruHashMap<$key, Flow> = match table {
+                    FlowTable::Established => &$established,
+                    FlowTable::Unanswered => &$unanswered,
+                    FlowTable::Denied => &$denied,
+                };
+                table.insert(key, flow, 0).is_ok()
+            }
+
+            #[inline(always)]
+            fn remove(&mut self, table: FlowTable, key: &$key) {
+                let table: &LruHashMap<$key, Flow> = match table {
+                    FlowTable::Established => &$established,
+                    FlowTable::Unanswered => &$unanswered,
+                    FlowTable::Denied => &$denied,
+                };
+                let _ = table.remove(key);
+            }
+
+            #[inline(always)]
+            fn find_fragment(&self, key: &$fragment_key) -> Option<FragmentValue> {
+                // SAFETY: an entry is written once, before it can be found.
+                unsafe { $fragments.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn insert_fragment(&mut self, key: &$fragment_key, value: &FragmentValue) -> bool {
+                $fragments.insert(key, value, 0).is_ok()
+            }
+        }
+    };
+}
+
+flows!(V4, FlowKeyV4, FragmentKeyV4, FLOWS_ESTABLISHED_V4, FLOWS_UNANSWERED_V4, FLOWS_DENIED_V4, FRAGMENTS_V4);
+flows!(V6, FlowKeyV6, FragmentKeyV6, FLOWS_ESTABLISHED_V6, FLOWS_UNANSWERED_V6, FLOWS_DENIED_V6, FRAGMENTS_V6);
+
+/// # Safety
+///
+/// `flow` is an entry of a flow table.
+#[inline(always)]
+unsafe fn apply(flow: *mut Flow, touch: &Touch) {
+    // SAFETY: see above.
+    unsafe {
+        let at = touch.direction as usize & 1;
+        add(&raw mut (*flow).packets[at], touch.packets.into());
+        add(&raw mut (*flow).bytes[at], touch.bytes.into());
+        if (*flow).last_seen != touch.now {
+            (*flow).last_seen = touch.now;
+        }
+        if (*flow).tcp != touch.tcp {
+            (*flow).tcp = touch.tcp;
+        }
+        if (*flow).flags != touch.flags {
+            (*flow).flags = touch.flags;
+        }
+    }
+}

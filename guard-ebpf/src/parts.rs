@@ -1,0 +1,123 @@
+//! The parts of the wire's programs: global functions, each walked by the verifier once and for itself. They pass
+//! [`Hand`] from one to the next. Each returns 0, or 1 where there is no hand, which cannot be.
+
+use aya_ebpf::bindings::__sk_buff;
+use guard_common::{
+    abi::{Event, EventKind, Owner},
+    decide::Outcome,
+    judge::{self, event_key},
+    packet::{self, Link},
+    Verdict,
+};
+
+use crate::{
+    generation::Generation,
+    hand::Hand,
+    kernel::Kernel,
+    maps::OWNERS,
+    record::{begin_event, count_rule, may_report},
+    skb::{self, Direct, Loaded},
+};
+
+/// Headers, by direct access.
+///
+/// # Safety
+///
+/// `skb` is the program's context; so below.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn parse_headers(skb: *mut __sk_buff, link: u32) -> i32 {
+    let Some(hand) = Hand::get() else { return 1 };
+    let length = skb::length(skb);
+    let bytes = Direct::of_skb(skb);
+    packet::parse_headers(&bytes, link_of(link), length, &mut hand.packet);
+    0
+}
+
+/// Headers once more, where they do not lie in the skb's linear part.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn parse_nonlinear(skb: *mut __sk_buff, link: u32) -> i32 {
+    let Some(hand) = Hand::get() else { return 1 };
+    let length = skb::length(skb);
+    let bytes = Loaded::new(skb, length);
+    packet::parse_headers(&bytes, link_of(link), length, &mut hand.packet);
+    0
+}
+
+/// The form of essential traffic. Rare: so the bytes are loaded wherever they lie.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn parse_essential(skb: *mut __sk_buff) -> i32 {
+    let Some(hand) = Hand::get() else { return 1 };
+    let bytes = Loaded::new(skb, skb::length(skb));
+    packet::parse_essential(&bytes, &mut hand.packet);
+    0
+}
+
+/// The way of the packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn judge_packet(skb: *mut __sk_buff) -> i32 {
+    let Some(hand) = Hand::get() else { return 1 };
+    let context = hand.context();
+    let mut host = Kernel::of_skb(skb.cast(), context.bytes);
+    let judgement = judge::judge(&mut host, &context, &hand.packet);
+    hand.set_judgement(&judgement);
+    0
+}
+
+/// Counts for the rule, and rings.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn report(skb: *mut __sk_buff) -> i32 {
+    let Some(hand) = Hand::get() else { return 1 };
+    let context = hand.context();
+    let outcome = Outcome(hand.outcome);
+    if hand.decided != 0 {
+        count_rule(context.slot, outcome);
+    }
+    if hand.ring == 0 || (hand.ring == EventKind::PacketDenied as u8 && !may_report(outcome.reason())) {
+        return 0;
+    }
+    let generation = Generation { slot: context.slot, number: context.generation, flags: context.flags };
+    let Some(mut entry) = begin_event(
+        hand.ring,
+        hand.judged_direction,
+        hand.dropped,
+        outcome,
+        &generation,
+        context.ifindex,
+    ) else {
+        return 0;
+    };
+    let event = entry.as_mut_ptr();
+    let cookie = skb::socket_cookie(skb);
+    // SAFETY: the entry has room for a whole event; an owner is written once, before it can be found.
+    unsafe {
+        // What could not be parsed has no ends that mean anything.
+        if hand.packet.refused().is_none() && hand.packet.family != 0 {
+            (*event).family = hand.packet.family;
+            (*event).key = event_key(&hand.packet, &context);
+        }
+        (*event).packet_bytes = hand.bytes;
+        (*event).socket_cookie = cookie;
+        if cookie != 0
+            && let Some(owner) = OWNERS.get(&cookie)
+        {
+            let owner: &Owner = owner;
+            (*event).owner = *owner;
+        }
+        if outcome.verdict() == Verdict::Deny {
+            let event: *mut Event = event;
+            (*event).head_bytes = skb::load_head(skb, hand.packet.network_at.into(), &raw mut (*event).head);
+        }
+    }
+    entry.submit(0);
+    0
+}
+
+#[inline(always)]
+const fn link_of(link: u32) -> Link {
+    if link == 0 { Link::None } else { Link::Ethernet }
+}
