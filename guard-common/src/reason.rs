@@ -1,10 +1,11 @@
 //! Directions, verdicts and their reasons: one list, which counters, `explain`, reports and tests share.
 
 /// Whose packet it is, or who began the flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Direction {
     /// Towards this host: the remote is the source.
+    #[default]
     Inbound = 0,
     /// From this host: the remote is the destination.
     Outbound = 1,

@@ -5,9 +5,9 @@
 //! Programs at one hook never interrupt one another on a CPU: both tc hooks and generic XDP run with bottom halves off.
 
 use guard_common::{
-    Direction,
+    Direction, Reason,
     abi::{Slot, SlotFlags},
-    judge::{Context, Judgement},
+    judge::{Answer, Asked, Context, Judgement, Settled},
     packet::Packet,
 };
 
@@ -16,6 +16,9 @@ use crate::{generation::Generation, maps::HAND};
 #[repr(C)]
 pub struct Hand {
     pub packet: Packet,
+    /// By the judge, of the policy.
+    pub asked: Asked,
+    pub answer: Answer,
     /// Of the context.
     pub ifindex: u32,
     pub generation: u32,
@@ -31,7 +34,9 @@ pub struct Hand {
     /// [`Ring`](guard_common::judge::Ring).
     pub ring: u8,
     pub judged_direction: u8,
-    reserved: [u8; 2],
+    /// [`Settled`]: a reason, and whether that is the end.
+    settled_as: u8,
+    is_settled: u8,
 }
 
 impl Hand {
@@ -72,10 +77,32 @@ impl Hand {
         }
     }
 
+    /// Whether a policy is in force.
+    #[inline(always)]
+    pub fn is_judging(&self) -> bool {
+        self.slot < Slot::NONE.0
+    }
+
     /// Of [`guard_common::abi::counter_index`].
     #[inline(always)]
     pub fn counter_index(&self) -> u32 {
         (self.outcome >> 24) << 2 | u32::from(self.direction & 1) << 1 | u32::from(self.dropped & 1)
+    }
+
+    #[inline(always)]
+    pub fn set_settled(&mut self, settled: Settled) {
+        let (reason, is_settled) = match settled {
+            Settled::As(reason) => (reason, 1),
+            Settled::Policy(reason) => (reason, 0),
+        };
+        self.settled_as = reason as u8;
+        self.is_settled = is_settled;
+    }
+
+    #[inline(always)]
+    pub fn settled(&self) -> Settled {
+        let reason = Reason::from_u8(self.settled_as).unwrap_or(Reason::TableFault);
+        if self.is_settled != 0 { Settled::As(reason) } else { Settled::Policy(reason) }
     }
 
     #[inline(always)]

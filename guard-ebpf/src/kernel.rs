@@ -9,17 +9,20 @@ use aya_ebpf::{
     maps::LruHashMap,
 };
 use guard_common::{
-    Direction,
+    Direction, Reason,
     abi::{
         Flow, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6, FragmentValue, Interface, NoteKey,
     },
-    judge::{Context, FlowTable, FlowView, Flows, Host, TcpSocket, Touch, V4, V6},
+    judge::{Answer, Asked, Context, FlowTable, FlowView, Flows, Host, TcpSocket, Touch, V4, V6},
     packet::Packet,
+    decide::Outcome,
 };
 
 use crate::{
     generation::boot_ns,
     globals::HZ,
+    hand::Hand,
+    parts::ask_policy,
     maps::{
         FLOWS_DENIED_V4, FLOWS_DENIED_V6, FLOWS_ESTABLISHED_V4, FLOWS_ESTABLISHED_V6, FLOWS_UNANSWERED_V4,
         FLOWS_UNANSWERED_V6, FRAGMENTS_V4, FRAGMENTS_V6, INTERFACES, NOTES,
@@ -108,6 +111,15 @@ impl Host for Kernel {
     #[inline(always)]
     fn keep_note(&mut self, key: &NoteKey, now: u64) {
         let _ = NOTES.insert(key, now, 0);
+    }
+
+    #[inline(always)]
+    fn ask(&mut self, _context: &Context, asked: &Asked) -> Answer {
+        let fault = Answer { outcome: Outcome::without_rule(Reason::TableFault), ..Answer::default() };
+        let Some(hand) = Hand::get() else { return fault };
+        hand.asked = *asked;
+        // SAFETY: takes the program's context.
+        if unsafe { ask_policy(self.context.cast()) } == 0 { hand.answer } else { fault }
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use aya_ebpf::bindings::__sk_buff;
 use guard_common::{
     abi::{Event, EventKind, Owner},
     decide::Outcome,
-    judge::{self, event_key},
+    judge::{self, V4, V6, event_key},
     packet::{self, Link},
     Verdict,
 };
@@ -55,15 +55,60 @@ pub unsafe extern "C" fn parse_essential(skb: *mut __sk_buff) -> i32 {
     0
 }
 
-/// The way of the packet.
+/// What is denied or allowed without looking at flows.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe extern "C" fn judge_packet(skb: *mut __sk_buff) -> i32 {
+pub unsafe extern "C" fn judge_without_flow(skb: *mut __sk_buff) -> i32 {
     let Some(hand) = Hand::get() else { return 1 };
     let context = hand.context();
-    let mut host = Kernel::of_skb(skb.cast(), context.bytes);
-    let judgement = judge::judge(&mut host, &context, &hand.packet);
-    hand.set_judgement(&judgement);
+    let host = Kernel::of_skb(skb.cast(), context.bytes);
+    match judge::without_flow(&host, &context, &hand.packet) {
+        Some(judgement) => hand.set_judgement(&judgement),
+        None => return 1,
+    }
+    0
+}
+
+macro_rules! family {
+    ($family:ty, $settle:ident, $judge:ident) => {
+        /// Essential traffic.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub unsafe extern "C" fn $settle(skb: *mut __sk_buff) -> i32 {
+            let Some(hand) = Hand::get() else { return 1 };
+            let context = hand.context();
+            let mut host = Kernel::of_skb(skb.cast(), context.bytes);
+            let settled = judge::settle::<$family, _>(&mut host, &context, &hand.packet);
+            hand.set_settled(settled);
+            0
+        }
+
+        /// The way of a packet of this family.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub unsafe extern "C" fn $judge(skb: *mut __sk_buff) -> i32 {
+            let Some(hand) = Hand::get() else { return 1 };
+            let context = hand.context();
+            let mut host = Kernel::of_skb(skb.cast(), context.bytes);
+            let settled = hand.settled();
+            let judgement = judge::ip::<$family, _>(&mut host, &context, &hand.packet, settled);
+            hand.set_judgement(&judgement);
+            0
+        }
+    };
+}
+
+family!(V4, settle_v4, judge_v4);
+family!(V6, settle_v6, judge_v6);
+
+/// The policy's answer to [`Hand::asked`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn ask_policy(skb: *mut __sk_buff) -> i32 {
+    let Some(hand) = Hand::get() else { return 1 };
+    let context = hand.context();
+    let host = Kernel::of_skb(skb.cast(), context.bytes);
+    hand.answer = judge::answer(&host, &context, &hand.asked);
     0
 }
 

@@ -1,6 +1,6 @@
 //! What a packet's way asks of its host: eBPF maps and helpers in the kernel, plain memory in `replay` and tests.
 
-use super::{Context, family::Family};
+use super::{Answer, Asked, Context, answer, family::Family};
 use crate::{
     Direction,
     abi::{Flow, FragmentValue, Interface, NoteKey},
@@ -43,6 +43,12 @@ pub trait Host: Flows<super::V4> + Flows<super::V6> {
 
     /// Notes something now. That this fails only costs what it would have allowed.
     fn keep_note(&mut self, key: &NoteKey, now: u64);
+
+    /// The policy's answer. In the kernel [`super::answer`] is a function of its own.
+    #[inline(always)]
+    fn ask(&mut self, context: &Context, asked: &Asked) -> Answer {
+        answer(self, context, asked)
+    }
 
     /// `value` itself; in the kernel one of which the verifier knows nothing any more. See
     /// [`crate::packet::Bytes::forget`].

@@ -22,6 +22,7 @@ pub mod tcp;
 #[cfg(test)]
 mod tests;
 
+pub use essential::Settled;
 pub use family::{Family, V4, V6};
 pub use host::{FlowTable, FlowView, Flows, Host, TcpSocket, Touch};
 
@@ -34,7 +35,6 @@ use crate::{
         transport::{ICMP, ICMPV6, TCP},
     },
 };
-use essential::Settled;
 
 /// Where and when a packet is met; read once, so that one generation judges it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,21 +126,45 @@ impl Judgement {
     }
 }
 
-/// Judges one packet. `packet` is read only: in the kernel it lies in a map, and is got from there again after parsing.
+/// Judges one packet. `packet` is read only.
+///
+/// In the kernel its parts are functions of their own, so that the verifier walks each once: [`without_flow`],
+/// [`settle`], [`ip`], and behind [`Host::ask`] [`answer`].
 #[inline(always)]
 pub fn judge<H: Host>(host: &mut H, context: &Context, packet: &Packet) -> Judgement {
-    if let Some(reason) = packet.refused() {
-        return Judgement::of_no_flow(context, Outcome::without_rule(reason));
+    if let Some(judgement) = without_flow(host, context, packet) {
+        return judgement;
     }
     match packet.family {
-        4 => ip::<V4, H>(host, context, packet),
-        6 => ip::<V6, H>(host, context, packet),
-        _ if context.is_tracking() => Judgement::tracking(context.direction),
+        4 => {
+            let settled = settle::<V4, H>(host, context, packet);
+            ip::<V4, H>(host, context, packet, settled)
+        }
         _ => {
-            let reason = essential::below_ip(host, context, packet);
-            Judgement::of_no_flow(context, Outcome::without_rule(reason))
+            let settled = settle::<V6, H>(host, context, packet);
+            ip::<V6, H>(host, context, packet, settled)
         }
     }
+}
+
+/// Of what could not be parsed, and of what is neither IPv4 nor IPv6.
+#[inline(always)]
+pub fn without_flow<H: Host>(host: &H, context: &Context, packet: &Packet) -> Option<Judgement> {
+    let reason = match packet.refused() {
+        Some(reason) => reason,
+        None if matches!(packet.family, 4 | 6) => return None,
+        None => essential::below_ip(host, context, packet),
+    };
+    Some(Judgement::of_no_flow(context, Outcome::without_rule(reason)))
+}
+
+/// Of essential traffic over IP; what is not essential is the policy's to decide.
+#[inline(always)]
+pub fn settle<F: Family, H: Host + Flows<F>>(host: &mut H, context: &Context, packet: &Packet) -> Settled {
+    if packet.essential == 0 || context.is_tracking() {
+        return Settled::Policy(Reason::NotListed);
+    }
+    essential::settle::<F, H>(host, context, packet)
 }
 
 /// The key for an event about an IP packet's flow: both families in the shape of the larger one.
@@ -160,19 +184,23 @@ pub fn event_key(packet: &Packet, context: &Context) -> FlowKeyV6 {
     }
 }
 
+/// Of an IPv4 or IPv6 packet.
 #[inline(always)]
-fn ip<F: Family, H: Host + Flows<F>>(host: &mut H, context: &Context, packet: &Packet) -> Judgement {
-    if !packet.is(Packet::FRAGMENT) {
-        return whole::<F, H>(host, context, packet);
-    }
+pub fn ip<F: Family, H: Host + Flows<F>>(
+    host: &mut H,
+    context: &Context,
+    packet: &Packet,
+    settled: Settled,
+) -> Judgement {
     if packet.is(Packet::LATER) {
         return fragment::follow::<F, H>(host, context, packet);
     }
-    if !context.is_tracking() && fragment::conflicts::<F, H>(host, context, packet) {
+    let first = packet.is(Packet::FRAGMENT) && !context.is_tracking();
+    if first && fragment::conflicts::<F, H>(host, context, packet) {
         return Judgement::of_no_flow(context, Outcome::without_rule(Reason::FragmentConflict));
     }
-    let judgement = whole::<F, H>(host, context, packet);
-    if !context.is_tracking() && !fragment::enter::<F, H>(host, context, packet, judgement.outcome) {
+    let judgement = whole::<F, H>(host, context, packet, settled);
+    if first && !fragment::enter::<F, H>(host, context, packet, judgement.outcome) {
         return Judgement::of_no_flow(context, Outcome::without_rule(Reason::FragmentTableFull));
     }
     judgement
@@ -180,15 +208,16 @@ fn ip<F: Family, H: Host + Flows<F>>(host: &mut H, context: &Context, packet: &P
 
 /// A packet with all its headers.
 #[inline(always)]
-fn whole<F: Family, H: Host + Flows<F>>(host: &mut H, context: &Context, packet: &Packet) -> Judgement {
-    let mut unlisted = Reason::NotListed;
-    if packet.essential != 0 && !context.is_tracking() {
-        match essential::settle::<F, H>(host, context, packet) {
-            Settled::As(reason) => return Judgement::of_no_flow(context, Outcome::without_rule(reason)),
-            Settled::Policy(reason) => unlisted = reason,
-        }
-    }
-
+fn whole<F: Family, H: Host + Flows<F>>(
+    host: &mut H,
+    context: &Context,
+    packet: &Packet,
+    settled: Settled,
+) -> Judgement {
+    let unlisted = match settled {
+        Settled::As(reason) => return Judgement::of_no_flow(context, Outcome::without_rule(reason)),
+        Settled::Policy(reason) => reason,
+    };
     let key = F::key(packet, context);
     let now = host.jiffies();
     // One table after the other, and what is found is one thing from then on.
@@ -199,18 +228,20 @@ fn whole<F: Family, H: Host + Flows<F>>(host: &mut H, context: &Context, packet:
             None => Flows::<F>::find(host, FlowTable::Denied, &key).map(|flow| (FlowTable::Denied, flow)),
         },
     };
-    if let Some((table, flow)) = found {
-        match known::<F, H>(host, context, packet, table, flow, now) {
-            Known::Settled(judgement) => return judgement,
-            Known::Judge(held) => return anew::<F, H>(host, context, packet, &key, held, Some(table), unlisted, now),
-            Known::Absent => {}
-        }
-    }
-
-    match begin::<F, H>(host, context, packet, now) {
-        Ok(held) => anew::<F, H>(host, context, packet, &key, held, found.map(|(table, _)| table), unlisted, now),
-        Err(reason) => Judgement::of_no_flow(context, Outcome::without_rule(reason)),
-    }
+    let from = found.map(|(table, _)| table);
+    let known = match found {
+        Some((table, flow)) => known::<F, H>(host, context, packet, table, flow, now),
+        None => Known::Absent,
+    };
+    let held = match known {
+        Known::Settled(judgement) => return judgement,
+        Known::Judge(held) => held,
+        Known::Absent => match begin::<F, H>(host, context, packet, now) {
+            Ok(held) => held,
+            Err(reason) => return Judgement::of_no_flow(context, Outcome::without_rule(reason)),
+        },
+    };
+    anew::<F, H>(host, context, packet, &key, held, from, unlisted, now)
 }
 
 enum Known {
@@ -409,6 +440,69 @@ fn ask<F: Family, H: Host + Flows<F>>(
     held: &Flow,
     unlisted: Reason,
 ) -> Result<(Outcome, u64), Reason> {
+    let direction = Direction::from_u8(held.direction);
+    let (remote, remote_port, local, local_port) = F::ends(key);
+    let port = match direction {
+        Direction::Inbound => local_port,
+        Direction::Outbound => remote_port,
+    };
+    let service = u32::from(packet.protocol) << 16 | u32::from(port);
+    let answer = host.ask(context, &Asked { direction, ipv6: F::IPV6, remote, local, service });
+    if !answer.keeps {
+        return Err(answer.outcome.reason());
+    }
+    let mut outcome = answer.outcome;
+    if outcome.reason() == Reason::NotListed {
+        outcome = Outcome::without_rule(unlisted);
+    }
+    // What began before the lockdown may be an implant's session with a source port that the policy opens to anyone.
+    if context.flags.has(SlotFlags::LOCKDOWN)
+        && held.flags & Flow::ADOPTED != 0
+        && direction == Direction::Inbound
+        && outcome.verdict() == Verdict::Allow
+        && !answer.named
+    {
+        outcome = Outcome::without_rule(Reason::UnnamedRemote);
+    }
+    Ok((outcome, answer.until))
+}
+
+/// What a flow asks of the policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Asked {
+    pub direction: Direction,
+    pub ipv6: bool,
+    /// IPv4: the first word; the others are 0.
+    pub remote: [u32; 4],
+    pub local: [u32; 4],
+    /// As [`Question::service`].
+    pub service: u32,
+}
+
+/// What the policy says of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Answer {
+    pub outcome: Outcome,
+    /// As [`crate::decide::Decision::named`].
+    pub named: bool,
+    /// The flow is kept with this outcome. Else the packet alone has it.
+    pub keeps: bool,
+    pub until: u64,
+}
+
+/// Asks the tables of the context's slot; [`Host::ask`] by default.
+#[inline(always)]
+pub fn answer<H: Host + ?Sized>(host: &H, context: &Context, asked: &Asked) -> Answer {
+    match answered(host, context, asked) {
+        Ok(answer) => answer,
+        Err(reason) => Answer { outcome: Outcome::without_rule(reason), ..Answer::default() },
+    }
+}
+
+#[inline(always)]
+fn answered<H: Host + ?Sized>(host: &H, context: &Context, asked: &Asked) -> Result<Answer, Reason> {
     let interface = host.interface(context.ifindex);
     if let Some(interface) = &interface {
         if interface.flags & Interface::LOOPBACK != 0 && context.flags.has(SlotFlags::LOOPBACK) {
@@ -419,50 +513,29 @@ fn ask<F: Family, H: Host + Flows<F>>(
         }
     }
     let class = if context.flags.has(SlotFlags::BY_INTERFACE) {
-        let interface = interface.ok_or(Reason::UnknownInterface)?;
-        *interface.class.get(usize::from(context.slot.0)).ok_or(Reason::TableFault)?
+        let [first, second, third] = interface.ok_or(Reason::UnknownInterface)?.class;
+        match context.slot {
+            Slot(0) => first,
+            Slot(1) => second,
+            Slot(2) => third,
+            _ => return Err(Reason::TableFault),
+        }
     } else {
         0
     };
-
-    let direction = Direction::from_u8(host.forget(u32::from(held.direction)) as u8);
-    let (remote, remote_port, local, local_port) = F::ends(key);
-    let port = match direction {
-        Direction::Inbound => local_port,
-        Direction::Outbound => remote_port,
-    };
-    let mut question = Question {
-        direction,
-        ipv6: F::IPV6,
-        remote,
-        service: host.forget(u32::from(packet.protocol) << 16 | u32::from(port)),
-        subject: Subject { interface: Some(host.forget(class)), local: Some(0) },
-    };
-    question.remote[0] = host.forget(question.remote[0]);
-    if F::IPV6 {
-        for word in &mut question.remote[1..] {
-            *word = host.forget(*word);
-        }
-    }
     let tables = host.tables(context).ok_or(Reason::TableFault)?;
-    if context.flags.has(SlotFlags::BY_LOCAL) {
-        let class = local_class(tables, F::IPV6, local).ok_or(Reason::TableFault)?;
-        question.subject.local = Some(host.forget(class));
-    }
+    let local = if context.flags.has(SlotFlags::BY_LOCAL) {
+        local_class(tables, asked.ipv6, asked.local).ok_or(Reason::TableFault)?
+    } else {
+        0
+    };
+    let question = Question {
+        direction: asked.direction,
+        ipv6: asked.ipv6,
+        remote: asked.remote,
+        service: asked.service,
+        subject: Subject { interface: Some(host.forget(class)), local: Some(host.forget(local)) },
+    };
     let decision = decide(tables, &question, || host.boot_ns());
-
-    let mut outcome = decision.outcome;
-    if outcome.reason() == Reason::NotListed {
-        outcome = Outcome::without_rule(unlisted);
-    }
-    // What began before the lockdown may be an implant's session with a source port that the policy opens to anyone.
-    if context.flags.has(SlotFlags::LOCKDOWN)
-        && held.flags & Flow::ADOPTED != 0
-        && direction == Direction::Inbound
-        && outcome.verdict() == Verdict::Allow
-        && !decision.named
-    {
-        outcome = Outcome::without_rule(Reason::UnnamedRemote);
-    }
-    Ok((outcome, decision.until))
+    Ok(Answer { outcome: decision.outcome, named: decision.named, keeps: true, until: decision.until })
 }

@@ -4,12 +4,15 @@
 //! is attached to is known then, and costs no look-up for each packet.
 
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
-use guard_common::{Direction, Reason};
+use guard_common::{Direction, Reason, judge::Settled};
 
 use crate::{
     generation::Generation,
     hand::Hand,
-    parts::{judge_packet, parse_essential, parse_headers, parse_nonlinear, report},
+    parts::{
+        judge_v4, judge_v6, judge_without_flow, parse_essential, parse_headers, parse_nonlinear, report, settle_v4,
+        settle_v6,
+    },
     record::{count, count_index},
     skb,
 };
@@ -60,8 +63,8 @@ fn wire(skb: *mut __sk_buff, direction: Direction, link: u32) -> i32 {
     }
     let (packets, bytes) = skb::on_the_wire(skb, &hand.packet);
     hand.set_context(direction, skb::ifindex(skb), &generation, packets, bytes);
-    // SAFETY: takes this program's context.
-    if unsafe { judge_packet(skb) } != 0 {
+    // SAFETY: as above.
+    if unsafe { judge(skb, hand) } != 0 {
         count(Reason::TableFault, direction, true, 1, 0);
         return DROP;
     }
@@ -71,4 +74,34 @@ fn wire(skb: *mut __sk_buff, direction: Direction, link: u32) -> i32 {
         unsafe { report(skb) };
     }
     if hand.dropped != 0 { DROP } else { NEXT }
+}
+
+/// # Safety
+///
+/// `skb` is the program's context.
+#[inline(always)]
+unsafe fn judge(skb: *mut __sk_buff, hand: &mut Hand) -> i32 {
+    let essential = hand.packet.essential != 0 && hand.is_judging();
+    hand.set_settled(Settled::Policy(Reason::NotListed));
+    // SAFETY: each takes the program's context.
+    unsafe {
+        if hand.packet.refused().is_some() {
+            return judge_without_flow(skb);
+        }
+        match hand.packet.family {
+            4 => {
+                if essential && settle_v4(skb) != 0 {
+                    return 1;
+                }
+                judge_v4(skb)
+            }
+            6 => {
+                if essential && settle_v6(skb) != 0 {
+                    return 1;
+                }
+                judge_v6(skb)
+            }
+            _ => judge_without_flow(skb),
+        }
+    }
 }
