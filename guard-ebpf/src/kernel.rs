@@ -10,23 +10,21 @@ use aya_ebpf::{
 };
 use guard_common::{
     Direction, Reason,
-    abi::{
-        Flow, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6, FragmentValue, Interface, NoteKey,
-    },
+    abi::{Flow, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6, FragmentValue, Interface, NoteKey},
+    decide::Outcome,
     judge::{Answer, Asked, Context, FlowTable, FlowView, Flows, Host, TcpSocket, Touch, V4, V6},
     packet::Packet,
-    decide::Outcome,
 };
 
 use crate::{
     generation::boot_ns,
     globals::HZ,
     hand::Hand,
-    parts::ask_policy,
     maps::{
         FLOWS_DENIED_V4, FLOWS_DENIED_V6, FLOWS_ESTABLISHED_V4, FLOWS_ESTABLISHED_V6, FLOWS_UNANSWERED_V4,
         FLOWS_UNANSWERED_V6, FRAGMENTS_V4, FRAGMENTS_V6, INTERFACES, NOTES,
     },
+    parts::ask_policy,
     record::add,
     tables::SlotTables,
     verifier::forget,
@@ -45,6 +43,14 @@ impl Kernel {
     #[inline(always)]
     pub const fn of_skb(skb: *mut c_void, unknown: u32) -> Self {
         Self { context: skb, unknown, has_cookie: true }
+    }
+}
+
+impl Kernel {
+    /// For parts that ask nothing of the packet's socket.
+    #[inline(always)]
+    pub const fn without_packet(unknown: u32) -> Self {
+        Self { context: ptr::null_mut(), unknown, has_cookie: false }
     }
 }
 
@@ -118,8 +124,7 @@ impl Host for Kernel {
         let fault = Answer { outcome: Outcome::without_rule(Reason::TableFault), ..Answer::default() };
         let Some(hand) = Hand::get() else { return fault };
         hand.asked = *asked;
-        // SAFETY: takes the program's context.
-        if unsafe { ask_policy(self.context.cast()) } == 0 { hand.answer } else { fault }
+        if ask_policy() == 0 { hand.answer } else { fault }
     }
 
     #[inline(always)]

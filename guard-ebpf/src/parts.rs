@@ -1,13 +1,14 @@
 //! The parts of the wire's programs: global functions, each walked by the verifier once and for itself. They pass
-//! [`Hand`] from one to the next. Each returns 0, or 1 where there is no hand, which cannot be.
+//! [`Hand`] from one to the next. Each returns 0, or 1 where there is no hand, which cannot be. A part takes the context
+//! only where it uses it: LLVM would pass anything in place of an argument that nobody reads.
 
 use aya_ebpf::bindings::__sk_buff;
 use guard_common::{
+    Verdict,
     abi::{Event, EventKind, Owner},
     decide::Outcome,
     judge::{self, V4, V6, event_key},
     packet::{self, Link},
-    Verdict,
 };
 
 use crate::{
@@ -58,10 +59,10 @@ pub unsafe extern "C" fn parse_essential(skb: *mut __sk_buff) -> i32 {
 /// What is denied or allowed without looking at flows.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe extern "C" fn judge_without_flow(skb: *mut __sk_buff) -> i32 {
+pub extern "C" fn judge_without_flow() -> i32 {
     let Some(hand) = Hand::get() else { return 1 };
     let context = hand.context();
-    let host = Kernel::of_skb(skb.cast(), context.bytes);
+    let host = Kernel::without_packet(context.bytes);
     match judge::without_flow(&host, &context, &hand.packet) {
         Some(judgement) => hand.set_judgement(&judgement),
         None => return 1,
@@ -74,10 +75,10 @@ macro_rules! family {
         /// Essential traffic.
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub unsafe extern "C" fn $settle(skb: *mut __sk_buff) -> i32 {
+        pub extern "C" fn $settle() -> i32 {
             let Some(hand) = Hand::get() else { return 1 };
             let context = hand.context();
-            let mut host = Kernel::of_skb(skb.cast(), context.bytes);
+            let mut host = Kernel::without_packet(context.bytes);
             let settled = judge::settle::<$family, _>(&mut host, &context, &hand.packet);
             hand.set_settled(settled);
             0
@@ -104,10 +105,10 @@ family!(V6, settle_v6, judge_v6);
 /// The policy's answer to [`Hand::asked`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe extern "C" fn ask_policy(skb: *mut __sk_buff) -> i32 {
+pub extern "C" fn ask_policy() -> i32 {
     let Some(hand) = Hand::get() else { return 1 };
     let context = hand.context();
-    let host = Kernel::of_skb(skb.cast(), context.bytes);
+    let host = Kernel::without_packet(context.bytes);
     hand.answer = judge::answer(&host, &context, &hand.asked);
     0
 }
@@ -126,14 +127,9 @@ pub unsafe extern "C" fn report(skb: *mut __sk_buff) -> i32 {
         return 0;
     }
     let generation = Generation { slot: context.slot, number: context.generation, flags: context.flags };
-    let Some(mut entry) = begin_event(
-        hand.ring,
-        hand.judged_direction,
-        hand.dropped,
-        outcome,
-        &generation,
-        context.ifindex,
-    ) else {
+    let Some(mut entry) =
+        begin_event(hand.ring, hand.judged_direction, hand.dropped, outcome, &generation, context.ifindex)
+    else {
         return 0;
     };
     let event = entry.as_mut_ptr();

@@ -111,9 +111,8 @@ impl Loaded {
     fn load<T: Copy + Default>(&self, at: u32) -> Option<T> {
         let mut value = T::default();
         // SAFETY: the helper writes as many bytes as `value` has, or zeroes.
-        let result = unsafe {
-            bpf_skb_load_bytes(self.skb.cast(), at, ptr::from_mut(&mut value).cast(), size_of::<T>() as u32)
-        };
+        let result =
+            unsafe { bpf_skb_load_bytes(self.skb.cast(), at, ptr::from_mut(&mut value).cast(), size_of::<T>() as u32) };
         if result == 0 { Some(value) } else { None }
     }
 }

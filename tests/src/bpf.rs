@@ -106,7 +106,8 @@ impl Programs {
     }
 }
 
-fn load_program(program: &mut Program) -> Result<()> {
+/// Loads one program of any type that guard has.
+pub fn load_program(program: &mut Program) -> Result<()> {
     match program {
         Program::SchedClassifier(program) => program.load()?,
         Program::Xdp(program) => program.load()?,

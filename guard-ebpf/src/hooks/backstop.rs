@@ -54,7 +54,8 @@ fn backstop(context: &SkBuffContext, direction: Direction) -> i32 {
     count(Reason::UnknownInterface, direction, dropped, 1, u64::from(bytes));
     if may_report(Reason::UnknownInterface) {
         let outcome = Outcome::without_rule(Reason::UnknownInterface);
-        if let Some(mut entry) = begin_event(EventKind::PacketDenied as u8, direction as u8, dropped.into(), outcome, &generation, ifindex)
+        if let Some(mut entry) =
+            begin_event(EventKind::PacketDenied as u8, direction as u8, dropped.into(), outcome, &generation, ifindex)
         {
             let event = entry.as_mut_ptr();
             // SAFETY: the entry has room for a whole event.

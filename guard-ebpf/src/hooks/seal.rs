@@ -70,7 +70,9 @@ fn refuse() -> i32 {
     let dropped = generation.enforces(Direction::Outbound);
     count(Reason::Sealed, Direction::Outbound, dropped, 1, 0);
     let outcome = Outcome::without_rule(Reason::Sealed);
-    if let Some(mut entry) = begin_event(EventKind::Sealed as u8, Direction::Outbound as u8, dropped.into(), outcome, &generation, 0) {
+    if let Some(mut entry) =
+        begin_event(EventKind::Sealed as u8, Direction::Outbound as u8, dropped.into(), outcome, &generation, 0)
+    {
         let event = entry.as_mut_ptr();
         if FEATURES.load() & Features::CURRENT_SOCKOPT != 0 {
             // SAFETY: the entry has room for a whole event.

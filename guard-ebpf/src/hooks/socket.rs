@@ -196,7 +196,9 @@ fn refused(generation: &Generation, decision: &Decision, question: &Question, co
         }
     }
     count_rule(generation.slot, outcome);
-    if let Some(mut entry) = begin_event(EventKind::SocketDenied as u8, Direction::Outbound as u8, 1, outcome, generation, 0) {
+    if let Some(mut entry) =
+        begin_event(EventKind::SocketDenied as u8, Direction::Outbound as u8, 1, outcome, generation, 0)
+    {
         let event = entry.as_mut_ptr();
         // SAFETY: the entry has room for a whole event.
         unsafe {

@@ -86,22 +86,22 @@ unsafe fn judge(skb: *mut __sk_buff, hand: &mut Hand) -> i32 {
     // SAFETY: each takes the program's context.
     unsafe {
         if hand.packet.refused().is_some() {
-            return judge_without_flow(skb);
+            return judge_without_flow();
         }
         match hand.packet.family {
             4 => {
-                if essential && settle_v4(skb) != 0 {
+                if essential && settle_v4() != 0 {
                     return 1;
                 }
                 judge_v4(skb)
             }
             6 => {
-                if essential && settle_v6(skb) != 0 {
+                if essential && settle_v6() != 0 {
                     return 1;
                 }
                 judge_v6(skb)
             }
-            _ => judge_without_flow(skb),
+            _ => judge_without_flow(),
         }
     }
 }
