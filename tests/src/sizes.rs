@@ -76,7 +76,7 @@ fn host(random: &mut Random, ipv6: bool) -> guard::policy::model::Rule {
     } else {
         AddressSet { v4: vec![(bits as u32, bits as u32)], v6: vec![] }
     };
-    let port = 6 << 16 | random.below(1000) as u32 + 8000;
+    let port = (6 << 16) + 8000 + random.below(1000) as u32;
     random::rule(Direction::Outbound, Arc::new(set), vec![ServiceRange { first: port, last: port }])
 }
 
