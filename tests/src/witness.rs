@@ -148,6 +148,30 @@ pub fn send_frame(namespace: &Namespace, interface: &str, frame: &[u8]) -> io::R
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// The same for many, at most `rate` a second.
+pub fn send_frames(
+    namespace: &Namespace,
+    interface: &str,
+    rate: u32,
+    frames: impl Iterator<Item = Vec<u8>>,
+) -> io::Result<()> {
+    let index = namespace.interface_index(interface);
+    let socket = namespace.run(|| packet_socket(index))?;
+    let start = Instant::now();
+    for (number, frame) in (1u32..).zip(frames) {
+        // SAFETY: the buffer is `frame.len()` bytes long.
+        let sent = unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        if sent < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let due = Duration::from_secs(1) * number / rate;
+        if number % 64 == 0 && due > start.elapsed() {
+            thread::sleep(due.saturating_sub(start.elapsed()));
+        }
+    }
+    Ok(())
+}
+
 /// A raw packet socket of every protocol, bound to one interface of the thread's own namespace.
 pub fn packet_socket(index: u32) -> io::Result<OwnedFd> {
     let protocol = (libc::ETH_P_ALL as u16).to_be();

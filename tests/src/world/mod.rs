@@ -20,6 +20,7 @@ pub mod namespace;
 mod reaper;
 
 use std::{
+    fs::File,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::Deref,
@@ -64,7 +65,7 @@ pub struct World {
     name: String,
     /// Of the processes that are guarded.
     guarded: Cgroup,
-    _outside: Cgroup,
+    outside: Cgroup,
     _operators: Cgroup,
     _cgroup: Cgroup,
     pub server: Host,
@@ -74,6 +75,7 @@ pub struct World {
     pub client: Host,
     pub intruder: Host,
     pub router: Namespace,
+    mounts: Arc<File>,
     dir: tempfile::TempDir,
 }
 
@@ -120,9 +122,10 @@ impl World {
             router,
             name,
             guarded,
-            _outside: outside,
+            outside,
             _operators: operators,
             _cgroup: cgroup,
+            mounts,
             dir,
         };
         world.connect()?;
@@ -145,6 +148,14 @@ impl World {
     #[must_use]
     pub fn cgroup(&self) -> &Path {
         self.guarded.path()
+    }
+
+    /// One more namespace, of processes that are not guarded: a container, say.
+    pub fn namespace(&self, role: &str) -> io::Result<Namespace> {
+        let name = format!("{}-{role}", self.name);
+        let namespace = Namespace::create(&name, self.outside.path(), Arc::clone(&self.mounts))?;
+        namespace.ip("link set lo up")?;
+        Ok(namespace)
     }
 
     fn connect(&self) -> io::Result<()> {

@@ -1,0 +1,85 @@
+//! Too much of everything: what was there stays, and what is lost is counted.
+
+use std::{net::IpAddr, thread};
+
+use guard_tests::{
+    flows::{Flow, PASSES},
+    frame::{SYN, TCP, UDP, ethernet_ip, ip, tcp, udp},
+    guard::Guard,
+    new_world,
+    session::Session,
+    witness::send_frames,
+    world::World,
+};
+
+const POLICY: &str = "version: 1\nname: floods\nmode: enforce\n\
+    inbound:\n  - { name: open, from: any, services: [tcp/7000-7009, udp/7000-7009] }\n\
+    outbound:\n  - { name: out, to: any, services: [tcp/7000-7009, udp/7000-7009] }\n";
+
+/// Bounded in number and rate: a few seconds' worth.
+const FRAMES: u32 = 150_000;
+const RATE: u32 = 60_000;
+
+/// From addresses of a documentation network, each port of each: as a scanner with spoofed sources.
+fn flood(world: &World, protocol: u8, port: u16) {
+    let to: IpAddr = world.server.v4.into();
+    let frames = (0..FRAMES).map(|number| {
+        let from = IpAddr::from([203, 0, 113, 10 + (number % 200) as u8]);
+        let source = (from, 1024 + (number / 200) as u16);
+        let payload = match protocol {
+            TCP => tcp(source, (to, port), SYN, number, 0, b""),
+            _ => udp(source, (to, port), b""),
+        };
+        ethernet_ip(world.server.mac, world.client.mac, &ip(from, to, protocol, &payload))
+    });
+    send_frames(&world.client, "eth0", RATE, frames).unwrap();
+}
+
+#[test]
+fn a_flood_evicts_no_established_flow() {
+    let Some(world) = new_world("netns_floods a_flood_evicts_no_established") else { return };
+    let guard = Guard::start(&world, POLICY).unwrap();
+    let mut sessions = Vec::new();
+    for ipv6 in [false, true] {
+        for text in ["in tcp responder 7001", "out tcp intruder 7002", "in udp responder 7003", "out udp client 7004"] {
+            let flow = Flow::new(text, ipv6);
+            sessions.push((flow, Session::begin(&world, &flow).unwrap()));
+        }
+    }
+    // Unanswered ones that are allowed, denied ones, and opening ones.
+    for (protocol, port) in [(UDP, 7005), (UDP, 8000), (TCP, 7006)] {
+        flood(&world, protocol, port);
+        for (flow, session) in &mut sessions {
+            for from_server in [true, false] {
+                session.speaks(from_server, PASSES).unwrap_or_else(|error| panic!("{flow}, after {port}: {error}"));
+            }
+        }
+    }
+    let status = guard.status().unwrap();
+    let counted: u64 = status["reasons"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|line| line["direction"] == "inbound")
+        .filter_map(|line| line["packets"].as_u64())
+        .sum();
+    assert!(counted >= u64::from(FRAMES) * 5 / 2, "only {counted} of {} arrived", FRAMES * 3);
+    // What the table could not hold is missing in no total.
+    guard
+        .status_until(PASSES * 2, |status| {
+            let daemon = &status["daemon"];
+            daemon["flows_held"].as_u64() > Some(0) && daemon["detail_lost_packets"].is_array()
+        })
+        .unwrap();
+    // None of the sessions was lost in between and found again.
+    thread::sleep(PASSES / 5);
+    let records = guard.records().unwrap();
+    for (flow, session) in &sessions {
+        let port = session.asker(flow).unwrap().port();
+        let of_it = |event: &str| {
+            let mine = records.iter().filter(|r| flow.is_of(&world, r) && r["src_port"] == port);
+            mine.filter(|record| record["guard"]["event"] == event).count()
+        };
+        assert_eq!((of_it("begin"), of_it("end")), (1, 0), "{flow}");
+    }
+}
