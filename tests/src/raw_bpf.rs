@@ -1,47 +1,37 @@
 //! What somebody else would do to guard's hooks: list, detach, get in front. By bpftool and plain `bpf()` calls.
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use anyhow::{Result, ensure};
 
-use crate::{process::run, world::Inside};
+use crate::{
+    process::run,
+    world::{Inside, mounts::BPFFS},
+};
 
-/// Pinned links of the world's BPF file system, by what they are (`tcx_ingress eth0`, `cgroup_inet4_connect`), with the
-/// link's id.
-pub fn pinned_links(place: &Inside) -> Result<BTreeMap<String, u64>> {
-    let mut command = place.command("bpftool");
-    command.args(["--json", "--bpffs", "link", "show"]);
-    let ended = run(&mut command, Duration::from_secs(20))?;
-    ensure!(ended.good(), "bpftool: {}", ended.text());
-    let all: Vec<Value> = serde_json::from_str(&ended.stdout).with_context(|| ended.text())?;
-    let mut links = BTreeMap::new();
-    for link in all.iter().filter(|link| link["pinned"].as_array().is_some_and(|pins| !pins.is_empty())) {
-        let text = |key: &str| link[key].as_str().unwrap_or_default();
-        let what = if text("type") == "xdp" { "xdp" } else { text("attach_type") };
-        let at = match (&link["devname"], &link["ifindex"]) {
-            (Value::String(name), _) => name.clone(),
-            (_, Value::Number(index)) => index.to_string(),
-            _ => String::new(),
-        };
-        let name = format!("{what} {at}").trim_end().to_owned();
-        links.insert(name, link["id"].as_u64().context("a link without an id")?);
-    }
-    Ok(links)
+/// Pinned links of the world's BPF file system, by the names of their pins.
+pub fn pinned_links(place: &Inside) -> Result<BTreeSet<String>> {
+    let mut command = place.command("find");
+    command.args([BPFFS, "-path", "*/links/*"]);
+    let ended = run(&mut command, LIMIT)?;
+    ensure!(ended.good(), "find: {}", ended.text());
+    Ok(ended.stdout.lines().map(str::to_owned).collect())
 }
 
 /// As root could, at any time.
-pub fn detach(place: &Inside, id: u64) -> Result<()> {
+pub fn detach(place: &Inside, pin: &str) -> Result<()> {
     let mut command = place.command("bpftool");
-    let ended = run(command.args(["link", "detach", "id", &id.to_string()]), Duration::from_secs(20))?;
-    ensure!(ended.good(), "bpftool link detach id {id}: {}", ended.text());
+    let ended = run(command.args(["link", "detach", "pinned", pin]), LIMIT)?;
+    ensure!(ended.good(), "bpftool link detach pinned {pin}: {}", ended.text());
     Ok(())
 }
+
+const LIMIT: Duration = Duration::from_secs(20);
 
 const BPF_PROG_LOAD: i64 = 5;
 const BPF_LINK_CREATE: i64 = 28;

@@ -18,7 +18,7 @@ use super::{
     control::{Answer, DaemonStatus, Request, server},
     engine::Engine,
     kept,
-    state_dir::{Kept, StateDir},
+    state_dir::{Kept, Lock, StateDir},
     way_back::Within,
 };
 use crate::{
@@ -134,6 +134,9 @@ impl<'a> Daemon<'a> {
                 _ = hang_up.recv() => self.hang_up(),
                 Some((request, answer)) = asked.recv() => {
                     let released = request == Request::Released;
+                    if request == Request::Changed {
+                        refresh_at.get_or_insert(Instant::now() + SETTLE);
+                    }
                     // Whoever asked may be gone.
                     let _ = answer.send(self.answer(&request));
                     if released {
@@ -147,10 +150,7 @@ impl<'a> Daemon<'a> {
                     }
                 }
                 () = at(refresh_at) => {
-                    refresh_at = None;
-                    if let Err(error) = self.engine.refresh() {
-                        self.notice(format!("interfaces could not be looked at: {error:#}"));
-                    }
+                    refresh_at = if self.refresh() { None } else { Some(Instant::now() + SETTLE) };
                 }
                 _ = tick.tick() => self.tick(),
                 _ = watch_hooks.tick() => self.watch_hooks(),
@@ -207,8 +207,32 @@ impl<'a> Daemon<'a> {
         }
     }
 
+    /// `false`: a command changes what is attached just now, so look again.
+    fn refresh(&mut self) -> bool {
+        let Some(_lock) = self.lock_now() else { return false };
+        // What a release took down is not put back.
+        if self.state.in_force()
+            && let Err(error) = self.engine.refresh()
+        {
+            self.notice(format!("interfaces could not be looked at: {error:#}"));
+        }
+        true
+    }
+
+    /// `None` while a command changes what is attached.
+    fn lock_now(&mut self) -> Option<Lock> {
+        self.state.lock_now().unwrap_or_else(|error| {
+            self.notice(format!("what is attached could not be looked at: {error}"));
+            None
+        })
+    }
+
     /// Somebody may have detached, unpinned or stood in front of what is ours.
     fn watch_hooks(&mut self) {
+        let Some(_lock) = self.lock_now() else { return };
+        if !self.state.in_force() {
+            return;
+        }
         match self.engine.repair() {
             Ok(repairs) => repairs.into_iter().for_each(|repair| {
                 let time = for_people(unix_now());

@@ -16,12 +16,16 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Component, Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::record::clock::Clock;
+
+/// How long a command waits for another one to end.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where instances keep their state unless told otherwise.
 pub const DEFAULT_ROOT: &str = "/var/lib/guard";
@@ -135,9 +139,30 @@ impl StateDir {
         self.path.join("control.sock")
     }
 
-    /// For one change of the policy; refused while another goes on.
+    /// For one change of the policy; refused while another goes on. Waits a little: the daemon too takes it, for a
+    /// moment, when it looks at the hooks.
     pub fn lock(&self) -> Result<Lock, StateError> {
-        self.try_lock("lock")?.ok_or(StateError::Busy)
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(lock) = self.try_lock("lock")? {
+                return Ok(lock);
+            }
+            if Instant::now() > deadline {
+                return Err(StateError::Busy);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The same without waiting; `None` while another change goes on.
+    pub fn lock_now(&self) -> Result<Option<Lock>, StateError> {
+        self.try_lock("lock")
+    }
+
+    /// Whether anything is to be enforced: false after a release, and after a first start that nobody confirmed.
+    #[must_use]
+    pub fn in_force(&self) -> bool {
+        self.path.join(Kept::Active.name()).exists()
     }
 
     /// For the daemon's life; `None`: one runs already.
