@@ -1,6 +1,7 @@
-//! Checks that the committed eBPF object is the one that the sources beside it give, and names it to the compiler.
+//! Checks that the committed eBPF object is the one that the sources beside it give, and names it and the build to the
+//! compiler.
 
-use std::{env, error::Error, fs, path::Path};
+use std::{env, error::Error, fs, path::Path, process::Command};
 
 #[path = "build_support/sources.rs"]
 mod sources;
@@ -8,6 +9,8 @@ mod sources;
 /// Set to 1 while working on the eBPF sources: an object that is out of date is then a warning.
 const STALE_OK: &str = "GUARD_EBPF_STALE_OK";
 const COMMAND: &str = "cargo xtask ebpf";
+/// What `--version` calls the build; left out: the commit, for a release that is built from a repository.
+const BUILD: &str = "GUARD_BUILD";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let package = env::var("CARGO_MANIFEST_DIR")?;
@@ -15,6 +18,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=ebpf");
     println!("cargo::rerun-if-changed=build_support");
     println!("cargo::rerun-if-env-changed={STALE_OK}");
+    println!("cargo::rerun-if-env-changed={BUILD}");
+    println!("cargo::rustc-env={BUILD}={}", build_name(package));
 
     let manifest = fs::read_to_string(package.join("ebpf/manifest.json"))?;
     let manifest: serde_json::Value = serde_json::from_str(&manifest)?;
@@ -42,6 +47,27 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     Ok(())
+}
+
+/// Only releases ask git: a development build would else be made anew at every commit.
+fn build_name(package: &Path) -> String {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").arg("-C").arg(package).args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let release = env::var("PROFILE").is_ok_and(|profile| profile == "release");
+    let commit = || {
+        let log = git(&["rev-parse", "--git-path", "logs/HEAD"]).map(|log| package.join(log));
+        if let Some(log) = log.filter(|log| log.exists()) {
+            println!("cargo::rerun-if-changed={}", log.display());
+        }
+        git(&["rev-parse", "--short=12", "HEAD"])
+    };
+    match env::var(BUILD) {
+        Ok(name) if !name.is_empty() => name,
+        _ if release => commit().unwrap_or_else(|| "unknown".to_owned()),
+        _ => "development".to_owned(),
+    }
 }
 
 fn refuse(what: &str) -> Result<(), Box<dyn Error>> {

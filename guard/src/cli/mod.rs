@@ -51,8 +51,7 @@ impl From<Exit> for ExitCode {
 
 /// Build and programs: what a bug report must name.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
-    let build = option_env!("GUARD_BUILD").unwrap_or("unknown");
-    format!("{} (build {build})\neBPF object sha256 {OBJECT_SHA256}", env!("CARGO_PKG_VERSION"))
+    format!("{} (build {})\neBPF object sha256 {OBJECT_SHA256}", env!("CARGO_PKG_VERSION"), env!("GUARD_BUILD"))
 });
 
 /// Allow-lists for what enters and leaves this host, enforced in the kernel; what is not listed is denied and recorded.

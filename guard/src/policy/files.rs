@@ -56,9 +56,11 @@ pub fn open(path: &Path) -> Result<File, FileError> {
     }
     if nix::unistd::geteuid().is_root() {
         trusted(path, &metadata)?;
+        // By its true way and by the way that was named: whoever can put another link there chooses the file.
         let real = fs::canonicalize(path).map_err(failed)?;
-        for directory in real.ancestors().skip(1) {
-            trusted(directory, &fs::symlink_metadata(directory).map_err(failed)?)?;
+        let named = std::path::absolute(path).map_err(failed)?;
+        for directory in real.ancestors().skip(1).chain(named.ancestors().skip(1)) {
+            trusted(directory, &fs::metadata(directory).map_err(failed)?)?;
         }
     }
     Ok(file)

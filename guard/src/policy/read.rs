@@ -217,11 +217,12 @@ impl Reader<'_> {
         let modes = match &node.value {
             Value::Map(_) => {
                 let map = self.map(node, "`mode`", &["inbound", "outbound"])?;
-                let mut of = |key| map.get(key).and_then(|node| self.mode(node));
+                // Where one is wrong the policy is refused: it needs no warning for being left out as well.
+                let mut of = |key| map.get(key).map(|node| self.mode(node).unwrap_or(Mode::Audit));
                 Modes { inbound: of("inbound"), outbound: of("outbound") }
             }
             _ => {
-                let mode = self.mode(node);
+                let mode = Some(self.mode(node).unwrap_or(Mode::Audit));
                 Modes { inbound: mode, outbound: mode }
             }
         };

@@ -74,11 +74,12 @@ pub fn validate(files: &mut Files, now: Timestamp) -> Option<(Policy, Vec<Span>)
         essentials,
         tests,
     };
-    // Half a policy would be warned of for what its errors took away.
-    if files.reporter.found.has_errors() {
+    // Of half a policy, what its errors took away would be missed.
+    let complete = !files.reporter.found.has_errors();
+    warnings::find(&mut files.reporter, &policy, document, &written, complete, now);
+    if !complete {
         return None;
     }
-    warnings::find(&mut files.reporter, &policy, document, &written, now);
     Some((policy, written.rules.into_iter().map(|rule| rule.span).collect()))
 }
 

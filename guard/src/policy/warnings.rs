@@ -35,15 +35,25 @@ pub struct WrittenRule {
 /// How far ahead an expiry is announced.
 const NEAR_NS: i128 = 7 * 24 * 3600 * 1_000_000_000;
 /// Pairs of rules that are compared at most; a policy with more has other ways to find what is hidden.
-const MAX_PAIRS: usize = 2_000_000;
+const MAX_PAIRS: usize = 5_000_000;
 
-/// Reports every warning about a policy that has no errors.
-pub fn find(reporter: &mut Reporter, policy: &Policy, main: &Document, written: &Written, now: Timestamp) {
+/// Reports the warnings. `complete`: the policy has no errors; else those about what it lacks as a whole are left out.
+pub fn find(
+    reporter: &mut Reporter,
+    policy: &Policy,
+    main: &Document,
+    written: &Written,
+    complete: bool,
+    now: Timestamp,
+) {
     let mut warn = Warner { reporter, policy, written, now: now.as_nanosecond() };
     warn.mode(main);
     warn.documentation();
     for (number, rule) in policy.rules.iter().enumerate() {
         warn.one_rule(number, rule);
+    }
+    if !complete {
+        return;
     }
     warn.hidden();
     warn.left_out(main);
@@ -185,6 +195,7 @@ impl Warner<'_> {
     /// Rules that another one rule settles entirely, and listed remotes that a deny takes away.
     fn hidden(&mut self) {
         let rules = &self.policy.rules;
+        let denies: Vec<usize> = (0..rules.len()).filter(|n| rules[*n].action == Verdict::Deny).collect();
         let mut pairs = 0;
         for (number, rule) in rules.iter().enumerate() {
             if !self.in_force(rule) || rule.remote.set.is_empty() {
@@ -192,25 +203,28 @@ impl Warner<'_> {
             }
             let mut hidden_by = None;
             let mut taken: Option<(&Item, usize)> = None;
-            for (other_number, other) in rules.iter().enumerate() {
-                // What an earlier rule of the same action settles, and what a deny settles wherever it stands.
-                let before = other.action == rule.action && other_number < number;
-                let overrules = other.action == Verdict::Deny && rule.action == Verdict::Allow;
-                if !(before || overrules) || other.direction != rule.direction || !self.in_force(other) {
-                    continue;
-                }
+            // What a deny settles wherever it stands, and what an earlier rule of the same action settles.
+            let overrules = rule.action == Verdict::Allow;
+            let stronger = if overrules { denies.as_slice() } else { &[] };
+            let earlier = (0..number).filter(|other| rules[*other].action == rule.action);
+            for other_number in stronger.iter().copied().chain(earlier) {
                 pairs += 1;
                 if pairs > MAX_PAIRS {
                     return;
                 }
+                let other = &rules[other_number];
+                if other.direction != rule.direction || !self.in_force(other) {
+                    continue;
+                }
                 if !holds_wherever(other, rule) || !services::covers(&other.services, &rule.services) {
                     continue;
                 }
-                if other.remote.set.covers(&rule.remote.set) {
+                pairs += rule.remote.set.v4.len().saturating_add(rule.remote.set.v6.len()) / 16;
+                if Arc::ptr_eq(&other.remote.set, &rule.remote.set) || other.remote.set.covers(&rule.remote.set) {
                     hidden_by = Some(other_number);
                     break;
                 }
-                if overrules && taken.is_none() {
+                if other.action == Verdict::Deny && overrules && taken.is_none() {
                     let items = &self.written.rules[number].items;
                     let item = items.iter().find(|i| !i.set.is_empty() && other.remote.set.covers(&i.set));
                     taken = item.map(|item| (item, other_number));

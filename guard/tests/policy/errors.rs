@@ -247,7 +247,7 @@ fn all_errors_at_once() {
         &outbound("  - { to: 10.0.0.5/24, services: htps }\n  - { to: [10.0.0.0/99, x.y], services: tcp/9-8 }"),
     )
     .unwrap_err();
-    let codes: Vec<_> = found.list.iter().map(|d| d.code).collect();
+    let codes: Vec<_> = found.of(Level::Error).map(|d| d.code).collect();
     assert_eq!(codes, ["host_bits", "unknown_service", "bad_prefix", "host_name", "inverted_port_range"]);
-    assert_eq!(found.summary(), "5 errors");
+    assert_eq!(found.summary(), "5 errors, 1 warning");
 }

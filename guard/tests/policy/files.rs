@@ -132,4 +132,12 @@ fn as_root_files_that_others_can_write_are_refused() {
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
     std::os::unix::fs::chown(directory.path().join("m.txt"), Some(65534), None).unwrap();
     assert_eq!(codes(&load_main(&directory).unwrap_err()), ["file_writable"]);
+    // A link in a directory that others can write leads where they want.
+    std::os::unix::fs::chown(directory.path().join("m.txt"), Some(0), None).unwrap();
+    let open = directory.path().join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+    std::os::unix::fs::symlink(directory.path().join("policy.yaml"), open.join("policy.yaml")).unwrap();
+    assert_eq!(codes(&load(&open.join("policy.yaml")).unwrap_err()), ["file_writable"]);
+    assert!(load_main(&directory).is_ok());
 }
