@@ -2,6 +2,7 @@
 
 mod decision;
 mod empty;
+mod instance;
 mod packets;
 mod series;
 mod tables;
@@ -25,6 +26,7 @@ fn main() -> Result<()> {
     let all = match part.as_str() {
         "decision" => decision::measure(runs)?,
         "packets" => packets::measure(runs)?,
+        "instance" => instance::measure(runs)?,
         "policy" => tables::measure(runs)?,
         _ => bail!("no part is called {part}"),
     };

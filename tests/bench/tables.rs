@@ -59,7 +59,7 @@ pub fn measure(runs: usize) -> Result<Vec<Series>> {
     Ok(all)
 }
 
-fn milliseconds(start: Instant) -> f64 {
+pub fn milliseconds(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
 }
 
@@ -76,7 +76,7 @@ fn resident(forget: bool) -> Result<f64> {
 
 type Writer = Box<dyn Fn(&Path) -> Result<()>>;
 
-fn policies() -> Vec<(String, Writer)> {
+pub fn policies() -> Vec<(String, Writer)> {
     let mut all: Vec<(String, Writer)> = Vec::new();
     for size in [10_u64, 1_000, 100_000, 1_000_000] {
         let write = move |dir: &Path| {

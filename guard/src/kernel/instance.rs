@@ -313,8 +313,9 @@ impl Instance {
                 failed.get_or_insert(error);
                 continue;
             }
+            let guarded = |other: &Device| self.selector.decide(other, told.get(&other.index)).guarded();
             let now = Interface {
-                flags: interfaces::flags(device, why, &devices),
+                flags: interfaces::flags(device, why, &devices, &guarded),
                 class: std::array::from_fn(|slot| self.class(slot, &device.name)),
             };
             if before != Some(&now) {

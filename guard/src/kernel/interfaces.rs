@@ -166,9 +166,9 @@ fn by_nature(device: &Device, known: bool) -> Why {
     }
 }
 
-/// What the programs need to know of a device; classes are the caller's.
+/// What the programs need to know of a device; classes are the caller's. `guarded`: whether another one is to be.
 #[must_use]
-pub fn flags(device: &Device, why: Why, devices: &HashMap<u32, Device>) -> u32 {
+pub fn flags(device: &Device, why: Why, devices: &HashMap<u32, Device>, guarded: &dyn Fn(&Device) -> bool) -> u32 {
     let mut flags = 0;
     if why.guarded() {
         flags |= Interface::GUARDED;
@@ -182,7 +182,19 @@ pub fn flags(device: &Device, why: Why, devices: &HashMap<u32, Device>) -> u32 {
     if devices.get(&device.master).is_some_and(|master| master.spanning_tree) {
         flags |= Interface::SPANNING_TREE;
     }
+    if devices.values().any(|above| above.kind == "macsec" && above.lower == device.index && guarded(above)) {
+        flags |= Interface::MACSEC_ABOVE;
+    }
+    if devices.values().any(|above| above.kind == "ppp" && guarded(above)) && carries_pppoe(&device.name) {
+        flags |= Interface::PPPOE_ABOVE;
+    }
     flags
+}
+
+/// Whether a PPPoE session runs over a device (drivers/net/ppp/pppoe.c: id, address, device).
+fn carries_pppoe(name: &str) -> bool {
+    std::fs::read_to_string("/proc/thread-self/net/pppoe")
+        .is_ok_and(|text| text.lines().skip(1).any(|line| line.split_whitespace().nth(2) == Some(name)))
 }
 
 const ROUTE: isize = 0;
