@@ -98,6 +98,21 @@ impl InstanceArgs {
     }
 }
 
+impl InstanceArgs {
+    /// What a command that is pasted needs, to reach the same guard.
+    #[must_use]
+    pub fn suffix(&self) -> String {
+        let mut suffix = String::new();
+        if self.instance != "default" {
+            suffix.push_str(&format!(" --instance {}", self.instance));
+        }
+        if let Some(state) = &self.state_dir {
+            suffix.push_str(&format!(" --state-dir {}", state.display()));
+        }
+        suffix
+    }
+}
+
 /// Instances are directories in bpffs and in the state root: no separators, no dots at the start.
 fn instance_name(name: &str) -> Result<String, String> {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');

@@ -68,7 +68,7 @@ pub fn run(args: &ReloadArgs, global: &Global) -> anyhow::Result<Exit> {
     if global.json {
         output::json_line(&changed)?;
     } else {
-        output::print(&changed.render(&args.instance.instance, args.dry_run))?;
+        output::print(&changed.render(&args.instance.suffix(), args.dry_run))?;
     }
     Ok(if args.dry_run && changed.impact.cuts_session() && !args.cut_me { Exit::No } else { Exit::Good })
 }

@@ -92,7 +92,7 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<Exit> {
     let ended = record(&mut kernel, &state, &policy, &put, args, global)?;
     if ended == Ended::Signal {
         let how = if enforces_anything(&policy) { "The kernel still enforces" } else { "The kernel still audits" };
-        let suffix = instance_suffix(&args.instance);
+        let suffix = args.instance.suffix();
         output::print(&format!(
             "Recording ended. {how} policy {}: `guard run` takes the recording up again, `guard release{suffix}` takes guard down.",
             output::escape_line(&policy.name)
@@ -138,7 +138,7 @@ fn dry_run(args: &RunArgs, change: &Change<'_>, global: &Global) -> anyhow::Resu
     if global.json {
         output::json_line(&changed)?;
     } else {
-        output::print(&changed.render(instance, true))?;
+        output::print(&changed.render("", true))?;
         if let Some(refusal) = refusal {
             output::print(&refusal.to_string())?;
         }
@@ -284,7 +284,7 @@ fn render_ready(ready: &Ready, policy: &Policy, put: &Put, args: &RunArgs) -> St
     if let Some(seconds) = ready.confirm_within {
         text.push_str(&format!(
             "UNDONE IN {seconds} s unless you log in AGAIN from another terminal and run: guard confirm{}\n",
-            instance_suffix(&args.instance)
+            args.instance.suffix()
         ));
     }
     text.push_str(&format!(
@@ -299,16 +299,4 @@ fn render_ready(ready: &Ready, policy: &Policy, put: &Put, args: &RunArgs) -> St
 
 fn enforces_anything(policy: &Policy) -> bool {
     change::enforces(policy).contains(&true)
-}
-
-/// What a pasted command needs to reach this instance.
-fn instance_suffix(args: &InstanceArgs) -> String {
-    let mut suffix = String::new();
-    if args.instance != "default" {
-        suffix.push_str(&format!(" --instance {}", args.instance));
-    }
-    if let Some(state) = &args.state_dir {
-        suffix.push_str(&format!(" --state-dir {}", state.display()));
-    }
-    suffix
 }

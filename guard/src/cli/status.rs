@@ -44,12 +44,14 @@ fn read(args: &InstanceArgs) -> anyhow::Result<Report> {
     // The kernel enforces with or without a state directory; without one rules have no names.
     let state = StateDir::open(&args.state_dir()).ok();
     let daemon = state.as_ref().and_then(ask);
-    let manifest = state.as_ref().and_then(|state| state.manifest(Kept::Active).ok().flatten());
-    let policy = state.as_ref().and_then(|state| kept::load(state, Kept::Active).ok().flatten());
     let flows = engine.flows()?;
     let read = engine.read_back()?;
+    let which = state.as_ref().map_or(Kept::Active, |state| kept::in_force(state, &read));
+    let manifest = state.as_ref().and_then(|state| state.manifest(which).ok().flatten());
+    let policy = state.as_ref().and_then(|state| kept::load(state, which).ok().flatten());
     Ok(gather::report(Sources {
         instance: &args.instance,
+        suffix: args.suffix(),
         read: &read,
         interfaces: engine.interfaces()?,
         flows: &flows,

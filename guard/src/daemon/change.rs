@@ -72,9 +72,9 @@ impl Changed {
         }
     }
 
-    /// For people.
+    /// For people. `suffix`: what a pasted command needs to reach this instance.
     #[must_use]
-    pub fn render(&self, instance: &str, dry_run: bool) -> String {
+    pub fn render(&self, suffix: &str, dry_run: bool) -> String {
         let mut text = self.impact.render(20);
         if dry_run {
             text.push_str("nothing was changed (--dry-run)\n");
@@ -82,7 +82,6 @@ impl Changed {
         }
         text.push_str(&format!("policy {} is in force, generation {}\n", harmless(&self.policy), self.generation));
         if let Some(seconds) = self.confirm_within {
-            let suffix = if instance == "default" { String::new() } else { format!(" --instance {instance}") };
             text.push_str(&format!(
                 "UNDONE IN {seconds} s unless you log in AGAIN from another terminal and run: guard confirm{suffix}\n"
             ));

@@ -21,10 +21,12 @@ use crate::{
 /// All that a report is made of.
 pub struct Sources<'a> {
     pub instance: &'a str,
+    /// What a pasted command needs to reach it.
+    pub suffix: String,
     pub read: &'a ReadBack,
     pub interfaces: Vec<InterfaceLine>,
     pub flows: &'a [(Key, Flow)],
-    /// What the state directory says is active.
+    /// What the state directory has of the policy in force.
     pub manifest: Option<&'a Manifest>,
     /// The kept copy, if its hash is the manifest's.
     pub policy: Option<&'a Policy>,
@@ -91,6 +93,7 @@ pub fn report(sources: Sources<'_>) -> Report {
     let held = sources.flows.len() as u64;
     Report {
         instance: sources.instance.to_owned(),
+        suffix: sources.suffix,
         mode: mode(force.is_some(), flags),
         mode_inbound: mode_of(force.is_some(), flags, Direction::Inbound),
         mode_outbound: mode_of(force.is_some(), flags, Direction::Outbound),
@@ -264,6 +267,7 @@ mod tests {
         let manifest = Manifest::new("web".to_owned(), "ab".repeat(32), 7, "/etc/guard/web.yaml".into(), false, 0);
         report(Sources {
             instance: "default",
+            suffix: String::new(),
             read,
             interfaces: vec![InterfaceLine { name: "eth0".to_owned(), index: 2, guarded: true, why: String::new() }],
             flows: &[],

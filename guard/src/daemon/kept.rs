@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    change::{audited, hex},
+    change::{self, audited, hex},
+    engine::ReadBack,
     state_dir::{Kept, Manifest, StateDir},
 };
 use crate::{
@@ -63,4 +64,12 @@ pub fn load(state: &StateDir, kept: Kept) -> anyhow::Result<Option<(Manifest, Po
         rule.place.file = original(&rule.place.file);
     }
     Ok(Some((manifest, policy)))
+}
+
+/// Which of the kept policies the kernel has in force: after a deadline that nobody was there to see, the previous one.
+#[must_use]
+pub fn in_force(state: &StateDir, read: &ReadBack) -> Kept {
+    let generation = change::in_force(read).map(|(_, generation)| generation);
+    let is = |kept| state.manifest(kept).ok().flatten().is_some_and(|manifest| Some(manifest.generation) == generation);
+    if !is(Kept::Active) && is(Kept::Previous) { Kept::Previous } else { Kept::Active }
 }

@@ -11,6 +11,9 @@ use crate::{host::firewalls::OtherFirewall, record::clock::for_people};
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
     pub instance: String,
+    /// What a pasted command needs to reach it.
+    #[serde(skip)]
+    pub suffix: String,
     /// `enforce`, `audit`, `mixed`; `tracking` where no policy is in force; `none` where guard is not attached.
     pub mode: &'static str,
     pub mode_inbound: &'static str,
@@ -152,7 +155,7 @@ impl Report {
                 "  UNCONFIRMED back to {then} at {} ({} s left) unless: guard confirm{}",
                 for_people(i128::from(deadline.at) * 1_000_000_000),
                 deadline.seconds_left,
-                self.suffix(),
+                self.suffix,
             )?;
         }
         self.write_policy(text)?;
@@ -303,11 +306,6 @@ impl Report {
         }
         Ok(())
     }
-
-    /// What a pasted command needs to reach this instance.
-    fn suffix(&self) -> String {
-        if self.instance == "default" { String::new() } else { format!(" --instance {}", self.instance) }
-    }
 }
 
 /// Text that somebody else chose, without what a terminal would obey.
@@ -424,7 +422,7 @@ mod tests {
     #[test]
     fn a_deadline_is_told_with_what_to_do() {
         let mut report = enforcing();
-        report.instance = "t1".to_owned();
+        report.suffix = " --instance t1".to_owned();
         report.deadline = Some(Deadline { at: 1_764_000_848, seconds_left: 90, then_generation: 0 });
         assert!(
             report.render(false).contains(
