@@ -4,6 +4,7 @@ mod decision;
 mod empty;
 mod instance;
 mod packets;
+mod replay;
 mod series;
 mod tables;
 
@@ -27,6 +28,7 @@ fn main() -> Result<()> {
         "decision" => decision::measure(runs)?,
         "packets" => packets::measure(runs)?,
         "instance" => instance::measure(runs)?,
+        "replay" => replay::measure(runs)?,
         "policy" => tables::measure(runs)?,
         _ => bail!("no part is called {part}"),
     };
