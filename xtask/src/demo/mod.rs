@@ -76,10 +76,16 @@ fn inside() -> Result<bool> {
         let odd = if as_expected { "" } else { "   <- not what the policy says" };
         println!("  {verdict:<6} {:<11} {:<44} {}{odd}", action.who, action.what, seen.detail);
     }
+    let scanned = format!(" in tcp {} ", network.intruder.v4);
     println!("\n$ guard status\n");
     println!("{}", guard.ask(&network, &["status"])?);
     println!("$ guard flows\n");
-    println!("{}", guard.ask(&network, &["flows"])?);
+    let flows = guard.ask(&network, &["flows"])?;
+    let (scan, rest): (Vec<_>, Vec<_>) = flows.lines().partition(|line| line.contains(&scanned));
+    for line in rest {
+        println!("{line}");
+    }
+    println!("({} more from the port scan)\n", scan.len());
     guard.ask(&network, &["release"])?;
     println!("Took {:.0} s; everything is taken down.", start.elapsed().as_secs_f64());
     Ok(good)
