@@ -301,6 +301,12 @@ pub const MUTANTS: &[Mutant] = &[
         "rule.action == Verdict::Allow && rule.remote.named",
         "rule.action == Verdict::Allow",
     ),
+    mutant(
+        "interface: only the first of several patterns",
+        COMPILE,
+        "condition.split(',').map(id).collect()",
+        "condition.split(',').take(1).map(id).collect()",
+    ),
     mutant("interface: names are short", INTERFACES, "const MAX_NAME: usize = 15;", "const MAX_NAME: usize = 4;"),
     mutant("interface: a star matches something", INTERFACES, "Some(b'*') => next.push(*at),", "Some(b'*') => {}"),
     mutant(

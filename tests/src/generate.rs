@@ -57,7 +57,8 @@ pub enum Times {
 
 /// Names that questions ask for; patterns that rules ask for match some of them.
 const NAMES: &[&str] = &["eth0", "eth1", "eth10", "ens3", "wg0", "lo", "br-lan", "tun0"];
-const PATTERNS: &[&str] = &["eth0", "eth1", "eth*", "e*", "*0", "wg?", "?????", "br-*", "*", "tun0"];
+const PATTERNS: &[&str] =
+    &["eth0", "eth1", "eth*", "e*", "*0", "wg?", "?????", "br-*", "*", "tun0", "eth0,wg?", "lo,e*,br-lan"];
 
 #[must_use]
 pub fn policy(seed: u64, clocks: Clocks, times: Times) -> Policy {

@@ -80,7 +80,10 @@ fn matches(rule: &Rule, asked: &Asked, clocks: Clocks, now: u64) -> bool {
     rule.direction == asked.direction
         && contains(&rule.remote.set, asked.remote)
         && rule.services.iter().any(|range| range.first <= asked.service && asked.service <= range.last)
-        && rule.interface.as_ref().is_none_or(|pattern| glob(pattern.as_bytes(), asked.interface.as_bytes()))
+        && rule
+            .interface
+            .as_ref()
+            .is_none_or(|any| any.split(',').any(|one| glob(one.as_bytes(), asked.interface.as_bytes())))
         && rule.local.as_ref().is_none_or(|set| contains(set, asked.local))
         && now < end_of(rule, clocks)
 }

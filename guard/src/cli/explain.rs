@@ -66,7 +66,7 @@ pub fn run(args: &ExplainArgs, global: &Global) -> anyhow::Result<Exit> {
         }
     };
     let source = match path {
-        Some(path) => Source { path: PathBuf::from(path), copied_below: None },
+        Some(path) => Source { path: PathBuf::from(path), copied_below: None, audit: false },
         None => running(&args.instance)?,
     };
     let ready = match ready(&source.path) {
@@ -103,6 +103,8 @@ fn split(words: &[String]) -> (Option<&str>, String) {
 struct Source {
     path: PathBuf,
     copied_below: Option<PathBuf>,
+    /// Runs in audit mode, whatever its file says.
+    audit: bool,
 }
 
 /// The policy that the instance runs, from the copy in its state directory.
@@ -111,7 +113,11 @@ fn running(instance: &InstanceArgs) -> anyhow::Result<Source> {
     let none = || format!("no policy is running as instance \"{}\"; name a POLICY before the flow", instance.instance);
     let state = StateDir::open(&directory).with_context(none)?;
     let manifest = state.manifest(Kept::Active)?.with_context(none)?;
-    Ok(Source { path: state.policy_file(Kept::Active, &manifest), copied_below: Some(state.files(Kept::Active)) })
+    Ok(Source {
+        path: state.policy_file(Kept::Active, &manifest),
+        copied_below: Some(state.files(Kept::Active)),
+        audit: manifest.audit,
+    })
 }
 
 impl Source {
@@ -139,6 +145,7 @@ impl Told<'_> {
 
     fn mode(&self) -> Mode {
         match self.flow.direction {
+            _ if self.source.audit => Mode::Audit,
             guard_common::Direction::Inbound => self.policy.inbound,
             guard_common::Direction::Outbound => self.policy.outbound,
         }

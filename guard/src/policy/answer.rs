@@ -71,7 +71,8 @@ fn with_what_it_asks(rule: &Rule, flow: &FlowQuery) -> Option<FlowQuery> {
     let mut asked = flow.clone();
     if asked.interface.is_none() {
         // A name that the pattern matches.
-        asked.interface = rule.interface.as_ref().map(|pattern| pattern.replace(['*', '?'], "0"));
+        let first = rule.interface.as_deref().and_then(|patterns| patterns.split(',').next());
+        asked.interface = first.map(|pattern| pattern.replace(['*', '?'], "0"));
     }
     if asked.local.is_none()
         && let Some(local) = &rule.local

@@ -68,7 +68,8 @@ fn write_rule(text: &mut String, rule: &Rule) {
     let services: Vec<String> = rule.services.iter().map(|range| describe_range(*range)).collect();
     let _ = writeln!(text, "    services: [{}]", services.join(", "));
     if let Some(interface) = &rule.interface {
-        let _ = writeln!(text, "    interface: {}", quoted(interface));
+        let patterns: Vec<String> = interface.split(',').map(quoted).collect();
+        let _ = writeln!(text, "    interface: [{}]", patterns.join(", "));
     }
     if let Some(local) = &rule.local {
         write_set(text, "local", local);

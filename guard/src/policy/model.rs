@@ -50,7 +50,7 @@ pub struct Rule {
     pub services: Vec<ServiceRange>,
     /// As written, for people: `ssh`, `tcp/8000-8999`.
     pub services_text: Vec<String>,
-    /// A name or a pattern with `*` and `?`.
+    /// A name or a pattern with `*` and `?`; of several, with commas between them, one must match.
     pub interface: Option<String>,
     pub local: Option<Arc<AddressSet>>,
     /// Unix time in nanoseconds; from then on the rule does not match.

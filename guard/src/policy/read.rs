@@ -366,7 +366,9 @@ impl Reader<'_> {
             action,
             remote,
             services,
-            interface: map.get("interface").and_then(|node| self.text(node, "interface")),
+            interface: map
+                .get("interface")
+                .and_then(|node| self.some_texts(node, "interface", "leave it out to mean every interface")),
             local: map
                 .get("local")
                 .and_then(|node| self.some_texts(node, "local", "leave it out to mean every address of ours")),

@@ -72,7 +72,7 @@ pub struct Rule {
     /// `None` where it was missing or wrong, which has been reported.
     pub remote: Option<At<Vec<Text>>>,
     pub services: Option<At<Vec<Text>>>,
-    pub interface: Option<Text>,
+    pub interface: Option<At<Vec<Text>>>,
     pub local: Option<At<Vec<Text>>>,
     pub expires: Option<Text>,
     pub comment: Option<Text>,

@@ -132,7 +132,7 @@ impl Validator<'_> {
         let remote = written.remote.as_ref().and_then(|words| self.groups.resolve(self.files, words, what));
         let local = written.local.as_ref().map(|words| self.local(words));
         let services = written.services.as_ref().and_then(|words| self.services.resolve(self.files, words));
-        let interface = written.interface.as_ref().map(|text| self.interface(text));
+        let interface = written.interface.as_ref().map(|words| self.interfaces(words));
         let expires = written.expires.as_ref().map(|text| self.expires(text));
 
         let remote = remote?;
@@ -195,11 +195,17 @@ impl Validator<'_> {
         self.groups.resolve(self.files, words, "local")
     }
 
+    /// All of them, with commas between.
+    fn interfaces(&mut self, words: &At<Vec<Text>>) -> Option<String> {
+        let patterns: Vec<String> = words.value.iter().filter_map(|text| self.interface(text)).collect();
+        (patterns.len() == words.value.len()).then(|| patterns.join(","))
+    }
+
     fn interface(&mut self, text: &Text) -> Option<String> {
         // IFNAMSIZ is 16 with the final zero.
         let pattern = text.value.contains(['*', '?']);
         let fits = if pattern { text.value.len() <= 64 } else { text.value.len() <= 15 };
-        let clean = text.value.chars().all(|c| c.is_ascii_graphic() && c != '/');
+        let clean = text.value.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '/' | ','));
         if !fits || !clean || text.value.is_empty() {
             let help = "write a name such as eth1, or a pattern such as `veth*`";
             self.error("bad_interface", text.span, format!("`{}` cannot name an interface", text.value), help);

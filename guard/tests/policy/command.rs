@@ -103,6 +103,11 @@ fn explain_names_rule_reason_and_nearest() {
     assert_eq!((&json["verdict"], &json["assumed"]["interface"]), (&"allow".into(), &"eth1".into()));
     assert_eq!(explain("in tcp 198.51.100.7 -> 22 on eth0").code, 1);
     assert_eq!(explain("in tcp 198.51.100.7 -> 22 on eth1").code, 0);
+    let several = with_policy(&POLICY.replace("interface: eth1", "interface: [eth1, \"veth*\"]"));
+    for (interface, code) in [("eth1", 0), ("veth7", 0), ("eth2", 1)] {
+        let flow = format!("in tcp 198.51.100.7 -> 22 on {interface}");
+        assert_eq!(guard(&several, &["explain", "policy.yaml", &flow]).code, code, "{interface}");
+    }
     assert_eq!(explain("out tcp 192.0.2.1").code, 2);
     assert_eq!(explain("out icmp 192.0.2.53 redirect").json()["reason"], "icmp_redirect");
 

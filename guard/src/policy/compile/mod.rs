@@ -130,10 +130,10 @@ pub fn words(address: IpAddr) -> (bool, [u32; 4]) {
     }
 }
 
-/// Whether an interface's name matches a rule's pattern: `*` any bytes, `?` one byte.
+/// Whether an interface's name matches one of a rule's patterns: `*` any bytes, `?` one byte; commas between them.
 #[must_use]
-pub fn pattern_matches(pattern: &str, name: &str) -> bool {
-    interfaces::matches(pattern.as_bytes(), name.as_bytes())
+pub fn pattern_matches(patterns: &str, name: &str) -> bool {
+    patterns.split(',').any(|pattern| interfaces::matches(pattern.as_bytes(), name.as_bytes()))
 }
 
 /// Compiles. Rules that have expired by `clocks` match nothing; `generation` goes into the header.
@@ -163,10 +163,12 @@ fn compile_first(policy: &Policy, count: usize, clocks: Clocks, generation: u32)
     let mut tables = Builder::new();
     let (local_classes, classes_of_local) = locals(&resolved, &mut tables)?;
 
+    let classes_of_interface = resolved.interface_classes(&interfaces);
+
     let mut size = SizeReport::default();
     let mut rows = Rows::new(
         &resolved.live,
-        Context { classes_of: &interfaces.classes_of, count: interfaces.len() },
+        Context { classes_of: &classes_of_interface, count: interfaces.len() },
         Context { classes_of: &classes_of_local, count: local_classes },
     );
     for direction in [Direction::Inbound, Direction::Outbound] {
@@ -215,16 +217,27 @@ struct Resolved<'a> {
     remotes: Vec<SetId>,
     /// By rule; `None`: expired.
     live: Vec<Option<Live<'a>>>,
+    /// The distinct patterns of interfaces.
     patterns: Vec<&'a str>,
+    /// The distinct conditions on the interface, by the number that [`Live::interface`] has: patterns of which one must
+    /// match.
+    interfaces: Vec<Vec<PatternId>>,
     /// The distinct sets of our own addresses, by the number that [`Live::local`] has.
     locals: Vec<SetId>,
 }
 
 impl<'a> Resolved<'a> {
     fn new(rules: &'a [Rule], clocks: Clocks) -> Result<Self, Limit> {
-        let mut resolved =
-            Self { sets: Sets::default(), remotes: vec![], live: vec![], patterns: vec![], locals: vec![] };
+        let mut resolved = Self {
+            sets: Sets::default(),
+            remotes: vec![],
+            live: vec![],
+            patterns: vec![],
+            interfaces: vec![],
+            locals: vec![],
+        };
         let mut pattern_ids: HashMap<&str, PatternId> = HashMap::new();
+        let mut interface_ids: HashMap<&str, u32> = HashMap::new();
         let mut local_ids: HashMap<SetId, u32> = HashMap::new();
         for rule in rules {
             if rule.expires.is_some_and(|expires| expires <= clocks.unix_ns) {
@@ -233,10 +246,16 @@ impl<'a> Resolved<'a> {
                 continue;
             }
             resolved.remotes.push(resolved.sets.intern(&rule.remote.set)?);
-            let interface = rule.interface.as_deref().map(|pattern| {
-                *pattern_ids.entry(pattern).or_insert_with(|| {
-                    resolved.patterns.push(pattern);
-                    resolved.patterns.len() as PatternId - 1
+            let interface = rule.interface.as_deref().map(|condition| {
+                *interface_ids.entry(condition).or_insert_with(|| {
+                    let id = |pattern| {
+                        *pattern_ids.entry(pattern).or_insert_with(|| {
+                            resolved.patterns.push(pattern);
+                            resolved.patterns.len() as PatternId - 1
+                        })
+                    };
+                    resolved.interfaces.push(condition.split(',').map(id).collect());
+                    resolved.interfaces.len() as u32 - 1
                 })
             });
             let local = match &rule.local {
@@ -260,6 +279,20 @@ impl<'a> Resolved<'a> {
             }));
         }
         Ok(resolved)
+    }
+}
+
+impl Resolved<'_> {
+    /// By condition on the interface, the classes in which one of its patterns matches, sorted.
+    fn interface_classes(&self, interfaces: &Interfaces) -> Vec<Vec<ClassId>> {
+        let classes = |patterns: &Vec<PatternId>| {
+            let mut classes: Vec<ClassId> =
+                patterns.iter().flat_map(|pattern| &interfaces.classes_of[*pattern as usize]).copied().collect();
+            classes.sort_unstable();
+            classes.dedup();
+            classes
+        };
+        self.interfaces.iter().map(classes).collect()
     }
 }
 
