@@ -169,7 +169,8 @@ impl Flow {
         match (self.protocol, self.inbound) {
             (Protocol::Ping, _) => {
                 let icmp = if self.ipv6 { "icmpv6" } else { "icmp" };
-                format!("{direction} {icmp} {local} -> {remote} echo-request on {interface}")
+                let (from, to) = if self.inbound { (remote, local) } else { (local, remote) };
+                format!("{direction} {icmp} {from} -> {to} echo-request on {interface}")
             }
             (_, true) => format!("in {protocol} {remote} -> {} on {interface}", end(local, self.port)),
             (_, false) => format!("out {protocol} {local} -> {} on {interface}", end(remote, self.port)),

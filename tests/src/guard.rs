@@ -18,9 +18,9 @@ use crate::{
 };
 
 /// Longest that any command may take; a machine under load is no failure.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What a record may take to be written.
-const RECORDED: Duration = Duration::from_secs(5);
+const RECORDED: Duration = Duration::from_secs(15);
 
 /// One instance in one world. Released on drop, whatever state it is in.
 #[derive(Debug)]

@@ -115,6 +115,15 @@ impl Process {
         kill(Pid::from_raw(self.child.id() as i32), signal).with_context(|| format!("{signal} to {}", self.what))
     }
 
+    /// What it has used of a processor so far, in the kernel and outside (proc(5): `utime` and `stime`).
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+        // USER_HZ, which is 100 on every architecture that this runs on.
+        Ok(Duration::from_millis(ticks * 10))
+    }
+
     /// SIGKILL, and waits for its end.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;

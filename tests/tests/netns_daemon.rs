@@ -175,11 +175,11 @@ fn starting_is_quick_and_opens_no_gap() {
     let flow = Flow::new("out tcp responder 22", false);
     let _servers = serve(&world, &[flow]);
     let mut guard = Guard::prepare(&world, &policy("enforce")).unwrap();
-    let start = std::time::Instant::now();
     guard.run(&[]).unwrap();
-    let took = start.elapsed();
-    // The goal is one second on an idle machine; tests run side by side.
-    assert!(took < Duration::from_secs(4), "enforcing only after {took:?}");
+    // Its own share of a processor: tests run side by side.
+    let took = guard.daemon().unwrap().cpu_time().unwrap();
+    println!("{took:?} of a processor until enforcing");
+    assert!(took < Duration::from_secs(3), "{took:?} of a processor until enforcing");
     // From the ready line on, nothing passes: not one packet.
     let witness = Witness::start(&world.router, World::WIRE).unwrap();
     for _ in 0..3 {

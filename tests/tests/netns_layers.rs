@@ -39,7 +39,6 @@ fn calls(world: &World, port: u16) -> Vec<Vec<String>> {
     for address in [world.intruder.address(false), world.intruder.address(true), mapped] {
         let to = SocketAddr::from((address, port)).to_string();
         calls.push(vec!["connect".to_owned(), "tcp".to_owned(), to.clone()]);
-        calls.push(vec!["connect".to_owned(), "udp".to_owned(), to.clone()]);
         calls.push(vec!["send".to_owned(), to]);
     }
     calls
@@ -86,6 +85,12 @@ fn a_socket_is_told_at_once() {
         assert!(record["guard"]["pid"].as_u64() > Some(1), "{record}");
         assert_eq!((&record["guard"]["verdict"], &record["guard"]["reason"]), (&"deny".into(), &"not_listed".into()));
     }
+    // Connecting UDP sends nothing, and resolvers and ping do it on ports that they never use: no refusal, no record.
+    for ipv6 in [false, true] {
+        let to = SocketAddr::from((world.intruder.address(ipv6), 9002)).to_string();
+        assert!(ask(&world.server, &["connect", "udp", &to]).unwrap().good());
+    }
+    assert!(!guard.records().unwrap().iter().any(|record| record["dest_port"] == 9002));
     // What stays on the host is no affair of it.
     let local = Echo::tcp(&world.server, [127, 0, 0, 1].into(), 9001).unwrap();
     assert!(ask(&world.server, &["connect", "tcp", &local.address.to_string()]).unwrap().good());

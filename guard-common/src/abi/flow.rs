@@ -130,7 +130,9 @@ pub struct FragmentValue {
     pub ports: u32,
     pub generation: u32,
     pub outcome: Outcome,
-    pub reserved: u32,
+    /// [`crate::Direction`] of the flow that it belongs to.
+    pub direction: u8,
+    pub reserved: [u8; 3],
 }
 
 /// Key of the `NOTES` LRU hash; its value is a `u64`, the jiffies when it was noted. What the link has told, which

@@ -1,7 +1,7 @@
 //! Fragments: the first decides, the later ones follow it for 30 s.
 
 use super::{Context, Family, Host, Judgement, host::Flows};
-use crate::{Reason, Verdict, abi::FragmentValue, decide::Outcome, packet::Packet};
+use crate::{Direction, Reason, Verdict, abi::FragmentValue, decide::Outcome, packet::Packet};
 
 const SECONDS: u64 = 30;
 
@@ -11,15 +11,19 @@ pub fn follow<F: Family, H: Host + Flows<F>>(host: &H, context: &Context, packet
     if context.is_tracking() {
         return Judgement::tracking(context.direction);
     }
-    let outcome = match fresh::<F, H>(host, context, packet) {
+    match fresh::<F, H>(host, context, packet) {
         // One that an older generation has judged stands for nothing: a packet is never judged by two.
-        Some(first) if first.generation == context.generation => match first.outcome.verdict() {
-            Verdict::Allow => Outcome::without_rule(Reason::Fragment),
-            Verdict::Deny => first.outcome,
-        },
-        _ => Outcome::without_rule(Reason::FragmentNoFirst),
-    };
-    Judgement::of_no_flow(context, outcome)
+        Some(first) if first.generation == context.generation => {
+            let outcome = match first.outcome.verdict() {
+                Verdict::Allow => Outcome::without_rule(Reason::Fragment),
+                Verdict::Deny => first.outcome,
+            };
+            let dropped =
+                outcome.verdict() == Verdict::Deny && context.flags.enforces(Direction::from_u8(first.direction));
+            Judgement { dropped, ..Judgement::of_no_flow(context, outcome) }
+        }
+        _ => Judgement::of_no_flow(context, Outcome::without_rule(Reason::FragmentNoFirst)),
+    }
 }
 
 /// Whether another first fragment of the same packet said something else.
@@ -37,14 +41,15 @@ pub fn enter<F: Family, H: Host + Flows<F>>(
     host: &mut H,
     context: &Context,
     packet: &Packet,
-    outcome: Outcome,
+    first: &Judgement,
 ) -> bool {
     let value = FragmentValue {
         seen: host.jiffies(),
         ports: ports(packet),
         generation: context.generation,
-        outcome,
-        reserved: 0,
+        outcome: first.outcome,
+        direction: first.direction as u8,
+        reserved: [0; 3],
     };
     Flows::<F>::insert_fragment(host, &F::fragment_key(packet, context), &value)
 }

@@ -69,7 +69,7 @@ impl Context {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Judgement {
     pub outcome: Outcome,
-    /// Denied in a direction that is enforced. The only field that a hook's return value depends on.
+    /// Denied in a direction that is enforced (a flow's own: its answers are let through where it is only audited). The only field that a hook's return value depends on.
     pub dropped: bool,
     /// The policy was asked, and this outcome is its answer for a flow: the rule's counter goes up by one.
     pub decided: bool,
@@ -118,7 +118,7 @@ impl Judgement {
     fn of_flow(context: &Context, outcome: Outcome, direction: Direction) -> Self {
         Self {
             outcome,
-            dropped: outcome.verdict() == Verdict::Deny && context.flags.enforces(context.direction),
+            dropped: outcome.verdict() == Verdict::Deny && context.flags.enforces(direction),
             decided: false,
             ring: Ring::No,
             direction,
@@ -200,7 +200,7 @@ pub fn ip<F: Family, H: Host + Flows<F>>(
         return Judgement::of_no_flow(context, Outcome::without_rule(Reason::FragmentConflict));
     }
     let judgement = whole::<F, H>(host, context, packet, settled);
-    if first && !fragment::enter::<F, H>(host, context, packet, judgement.outcome) {
+    if first && !fragment::enter::<F, H>(host, context, packet, &judgement) {
         return Judgement::of_no_flow(context, Outcome::without_rule(Reason::FragmentTableFull));
     }
     judgement
@@ -387,7 +387,7 @@ fn anew<F: Family, H: Host + Flows<F>>(
             }
         }
         judgement.outcome = held.outcome;
-        judgement.dropped = held.outcome.verdict() == Verdict::Deny && context.flags.enforces(context.direction);
+        judgement.dropped = held.outcome.verdict() == Verdict::Deny && context.flags.enforces(direction);
     }
 
     held.last_seen = now;

@@ -38,33 +38,39 @@ const MPTCP: u32 = 262;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(context: SockAddrContext) -> i32 {
-    ipv4(&context)
+    ipv4(&context, Call::Connect)
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(context: SockAddrContext) -> i32 {
-    ipv4(&context)
+    ipv4(&context, Call::Send)
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(context: SockAddrContext) -> i32 {
-    ipv6(&context)
+    ipv6(&context, Call::Connect)
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(context: SockAddrContext) -> i32 {
-    ipv6(&context)
+    ipv6(&context, Call::Send)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Connect,
+    Send,
 }
 
 #[inline(always)]
-fn ipv4(context: &SockAddrContext) -> i32 {
+fn ipv4(context: &SockAddrContext, call: Call) -> i32 {
     // SAFETY: the kernel's context; volatile, since the verifier wants each field read at its own offset.
     let address = unsafe { ptr::read_volatile(&raw const (*context.sock_addr).user_ip4) };
-    judge(context, false, [u32::from_be(address), 0, 0, 0])
+    judge(context, call, false, [u32::from_be(address), 0, 0, 0])
 }
 
 #[inline(always)]
-fn ipv6(context: &SockAddrContext) -> i32 {
+fn ipv6(context: &SockAddrContext, call: Call) -> i32 {
     let mut address = [0; 4];
     // SAFETY: as above.
     unsafe {
@@ -76,11 +82,11 @@ fn ipv6(context: &SockAddrContext) -> i32 {
     }
     // connect4 is not run for mapped addresses, though the packets are IPv4. One call: each is a decision in line.
     let mapped = address[0] == 0 && address[1] == 0 && address[2] == 0xffff;
-    judge(context, !mapped, if mapped { [address[3], 0, 0, 0] } else { address })
+    judge(context, call, !mapped, if mapped { [address[3], 0, 0, 0] } else { address })
 }
 
 #[inline(always)]
-fn judge(context: &SockAddrContext, ipv6: bool, remote: [u32; 4]) -> i32 {
+fn judge(context: &SockAddrContext, call: Call, ipv6: bool, remote: [u32; 4]) -> i32 {
     let raw = context.sock_addr;
     // SAFETY: the helper takes this program type's context (5.7).
     if unsafe { bpf_get_netns_cookie(raw.cast()) } != NETNS_COOKIE.load() {
@@ -93,7 +99,11 @@ fn judge(context: &SockAddrContext, ipv6: bool, remote: [u32; 4]) -> i32 {
     }
     // SAFETY: the helper takes this program type's context.
     let cookie = unsafe { bpf_get_socket_cookie(raw.cast()) };
-    if generation.judges() && generation.enforces(Direction::Outbound) && FEATURES.load() & Features::LOCAL_DNAT == 0 {
+    // Connecting UDP sends nothing: ping, and every resolver library, do it only to learn their own address, on ports
+    // that they never use. What is sent after it is the wire's to deny.
+    let asks = call == Call::Send || protocol == TCP || protocol == SCTP;
+    let enforces = generation.judges() && generation.enforces(Direction::Outbound);
+    if asks && enforces && FEATURES.load() & Features::LOCAL_DNAT == 0 {
         // SAFETY: the kernel's context.
         let port = unsafe { ptr::read_volatile(&raw const (*raw).user_port) };
         let port = u16::from_be(port as u16);

@@ -186,6 +186,11 @@ fn audit_says_the_same_and_drops_nothing() {
     let first = host.outbound(&tcp_out(80, SYN));
     assert_eq!((first.outcome.reason(), first.dropped, first.ring), (Reason::NotListed, false, Ring::FlowBegan));
     let answer = host.inbound(&tcp_in(80, SYN | ACK));
+    // The answers belong to the flow: though inbound is enforced, they pass.
+    assert_eq!((answer.outcome.reason(), answer.dropped), (Reason::NotListed, false));
+    let began = host.inbound(&tcp_in(81, SYN));
+    assert_eq!((began.outcome.reason(), began.dropped), (Reason::NotListed, true));
+    let answer = host.outbound(&tcp_out(81, SYN | ACK));
     assert_eq!((answer.outcome.reason(), answer.dropped), (Reason::NotListed, true));
 }
 
