@@ -50,6 +50,7 @@ pub fn all() -> Vec<Step> {
             needs: packages::NETWORK,
             ..step("netns", "real servers and traffic in network namespaces", |run| group(run, Group::Netns))
         },
+        Step { needs: packages::DEMO, ..step("demo", "the demo shows what it says", demo) },
         Step {
             slow: true,
             needs: packages::BUILD,
@@ -71,6 +72,10 @@ pub fn all() -> Vec<Step> {
 
 fn ebpf(_: &Run) -> Result<Outcome> {
     plain(Command::new(std::env::current_exe()?).args(["ebpf", "--check"]), 15)
+}
+
+fn demo(_: &Run) -> Result<Outcome> {
+    plain(Command::new(std::env::current_exe()?).args(["demo", "--no-install"]), 5)
 }
 
 fn clippy(_: &Run) -> Result<Outcome> {
