@@ -20,6 +20,14 @@ fn main() -> Result<()> {
     // The maps, as aya makes them; the program itself is loaded by hand, since aya shows no log of a success.
     let loaded = Programs::load_maps(&bytes, |_| {})?;
     let mut object = Object::parse(&bytes)?;
+    let features = aya_obj::btf::BtfFeatures::new(true, true, true, true, true, true, true, true);
+    let btf = object.fixup_and_sanitize_btf(&features)?.context("the object has no BTF")?.to_bytes();
+    let mut attr = [0_u64; 16];
+    attr[0] = btf.as_ptr() as u64;
+    attr[2] = btf.len() as u64;
+    // SAFETY: BPF_BTF_LOAD reads the buffer named above, which outlives the call.
+    let btf = unsafe { libc::syscall(libc::SYS_bpf, 18, attr.as_mut_ptr(), size_of_val(&attr)) };
+    anyhow::ensure!(btf >= 0, "BPF_BTF_LOAD: {}", std::io::Error::last_os_error());
     let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
     let maps: Vec<_> = object.maps.iter().map(|(name, map)| (name.clone(), map.clone())).collect();
     let mut fds = Vec::new();
@@ -55,6 +63,12 @@ fn main() -> Result<()> {
     attr[4] = log.as_mut_ptr() as u64;
     // kern_version, prog_flags; prog_name (16 bytes); ifindex, expected_attach_type.
     attr[8] = u64::from(attach) << 32;
+    let (functions, lines) = (function.func_info.func_info_bytes(), function.line_info.line_info_bytes());
+    attr[9] = btf as u64 | (function.func_info_rec_size as u64) << 32;
+    attr[10] = functions.as_ptr() as u64;
+    attr[11] = function.func_info.len() as u64 | (function.line_info_rec_size as u64) << 32;
+    attr[12] = lines.as_ptr() as u64;
+    attr[13] = function.line_info.len() as u64;
     // SAFETY: BPF_PROG_LOAD reads the buffers named above, which outlive the call, and writes the log within its length.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, 5, attr.as_mut_ptr(), size_of_val(&attr)) };
     let error = std::io::Error::last_os_error();
@@ -70,19 +84,32 @@ fn main() -> Result<()> {
     for line in log.lines().rev().take(if fd < 0 { 40 } else { 4 }).collect::<Vec<_>>().into_iter().rev() {
         println!("{line}");
     }
-    let mut visits: BTreeMap<usize, usize> = BTreeMap::new();
+    // By function, and by source line.
+    let mut functions: BTreeMap<String, usize> = BTreeMap::new();
+    let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    let (mut within, mut place) = (name.clone(), String::new());
     for line in log.lines() {
-        if let Some((number, rest)) = line.split_once(": (")
+        if let Some(rest) = line.strip_prefix("Validating ") {
+            within = rest.split('(').next().unwrap_or(rest).to_owned();
+        } else if let Some(text) = line.strip_prefix("; ") {
+            place = text.to_owned();
+        } else if let Some((number, rest)) = line.split_once(": (")
             && rest.as_bytes().get(2) == Some(&b')')
-            && let Ok(number) = number.parse()
+            && number.parse::<u32>().is_ok()
         {
-            *visits.entry(number).or_default() += 1;
+            *functions.entry(within.clone()).or_default() += 1;
+            *places.entry(format!("{within}: {place}")).or_default() += 1;
         }
     }
-    let mut out = String::new();
-    for (number, count) in &visits {
-        out += &format!("{number} {count}\n");
+    let mut functions: Vec<_> = functions.into_iter().collect();
+    functions.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    for (function, count) in functions {
+        println!("{count:8} {function}");
     }
-    fs::write("/dev/stderr", out)?;
+    let mut places: Vec<_> = places.into_iter().collect();
+    places.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    for (place, count) in places.iter().take(40) {
+        println!("{count:8} {place}");
+    }
     Ok(())
 }
