@@ -332,6 +332,8 @@ fn begin<F: Family, H: Host + Flows<F>>(
         }
         tcp::Beginning { direction: context.direction, state: 0, adopted: false }
     };
+    // LLVM would make slow calls to `memset` of a known zero.
+    let zero = u64::from(host.forget(0));
     let mut held = Flow {
         generation: 0,
         outcome: Outcome::without_rule(Reason::Tracking),
@@ -341,8 +343,8 @@ fn begin<F: Family, H: Host + Flows<F>>(
         direction: beginning.direction as u8,
         flags: if beginning.adopted || context.is_tracking() { Flow::ADOPTED } else { 0 },
         ifindex: context.ifindex,
-        packets: [0; 2],
-        bytes: [0; 2],
+        packets: [zero; 2],
+        bytes: [zero; 2],
         first_seen: host.boot_ns(),
         socket_cookie: host.socket_cookie(),
         first_outcome: Outcome::without_rule(Reason::Tracking),

@@ -13,8 +13,14 @@ const RESERVED: u16 = 0x8000;
 const LOOSE_SOURCE_ROUTE: u8 = 131;
 const STRICT_SOURCE_ROUTE: u8 = 137;
 
+/// Where the transport header is, and how many bytes there are from it on; `None` in a later fragment.
 #[inline(always)]
-pub fn parse<B: Bytes + ?Sized>(bytes: &B, at: u32, length: u32, packet: &mut Packet) -> Result<(), Reason> {
+pub fn parse<B: Bytes + ?Sized>(
+    bytes: &B,
+    at: u32,
+    length: u32,
+    packet: &mut Packet,
+) -> Result<Option<(u32, u32)>, Reason> {
     packet.family = 4;
     packet.network_at = at as u16;
     let first = bytes.u32(at).ok_or(Reason::Truncated)?;
@@ -52,10 +58,11 @@ pub fn parse<B: Bytes + ?Sized>(bytes: &B, at: u32, length: u32, packet: &mut Pa
         packet.fragment_protocol = packet.protocol;
         if fragment & FRAGMENT_OFFSET != 0 {
             packet.flags |= Packet::LATER;
-            return transport::later_fragment(u32::from(fragment & FRAGMENT_OFFSET) * 8, packet.protocol);
+            transport::later_fragment(u32::from(fragment & FRAGMENT_OFFSET) * 8, packet.protocol)?;
+            return Ok(None);
         }
     }
-    transport::parse(bytes, at + header, total - header, packet)
+    Ok(Some((at + header, total - header)))
 }
 
 /// Denies source routes, and options whose lengths cannot be.
@@ -71,14 +78,12 @@ fn options<B: Bytes + ?Sized>(bytes: &B, mut at: u32, end: u32) -> Result<(), Re
             0 => return Ok(()),
             1 => 1,
             LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE => return Err(Reason::SourceRoute),
-            _ => {
-                if at + 1 >= end {
-                    return Err(Reason::BadIpv4);
-                }
-                u32::from(bytes.u8(at + 1).ok_or(Reason::Truncated)?)
-            }
+            _ => match bytes.u8(at + 1).ok_or(Reason::Truncated)? {
+                0 | 1 => return Err(Reason::BadIpv4),
+                size => u32::from(size),
+            },
         };
-        if step == 0 || step > end - at || (step == 1 && bytes.u8(at) != Some(1)) {
+        if step > end - at {
             return Err(Reason::BadIpv4);
         }
         at += step;

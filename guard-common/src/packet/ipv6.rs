@@ -13,8 +13,14 @@ pub const FRAGMENT: u8 = 44;
 pub const AUTHENTICATION: u8 = 51;
 pub const DESTINATION_OPTIONS: u8 = 60;
 
+/// As [`super::ipv4::parse`].
 #[inline(always)]
-pub fn parse<B: Bytes + ?Sized>(bytes: &B, at: u32, length: u32, packet: &mut Packet) -> Result<(), Reason> {
+pub fn parse<B: Bytes + ?Sized>(
+    bytes: &B,
+    at: u32,
+    length: u32,
+    packet: &mut Packet,
+) -> Result<Option<(u32, u32)>, Reason> {
     packet.family = 6;
     packet.network_at = at as u16;
     let first = bytes.u32(at).ok_or(Reason::Truncated)?;
@@ -40,14 +46,19 @@ pub fn parse<B: Bytes + ?Sized>(bytes: &B, at: u32, length: u32, packet: &mut Pa
 
 /// Follows the chain to the upper layer's header. `end`: where the payload ends.
 #[inline(always)]
-fn extensions<B: Bytes + ?Sized>(bytes: &B, start: u32, end: u32, packet: &mut Packet) -> Result<(), Reason> {
+fn extensions<B: Bytes + ?Sized>(
+    bytes: &B,
+    start: u32,
+    end: u32,
+    packet: &mut Packet,
+) -> Result<Option<(u32, u32)>, Reason> {
     let mut at = start;
     let mut next = packet.protocol;
     for _ in 0..=MAX_EXTENSIONS {
         at = bytes.forget(at);
         if !is_extension(next) {
             packet.protocol = next;
-            return transport::parse(bytes, at, end.saturating_sub(at), packet);
+            return Ok(Some((at, end.saturating_sub(at))));
         }
         if next == ROUTING {
             return Err(Reason::SourceRoute);
@@ -72,7 +83,8 @@ fn extensions<B: Bytes + ?Sized>(bytes: &B, start: u32, end: u32, packet: &mut P
                     if offset != 0 {
                         packet.flags |= Packet::LATER;
                         packet.protocol = (word >> 24) as u8;
-                        return transport::later_fragment(offset, packet.protocol);
+                        transport::later_fragment(offset, packet.protocol)?;
+                        return Ok(None);
                     }
                 }
                 8
