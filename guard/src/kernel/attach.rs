@@ -31,8 +31,10 @@ pub enum At {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
-    /// The program's name in the object.
+    /// The program's name in the object; of the wire layer, the one for devices with an Ethernet header.
     pub program: &'static str,
+    /// The one for devices without; `None`: the same.
+    pub without_ethernet: Option<&'static str>,
     /// `wire`, `shield`, `socket`, `seal`, `backstop`.
     pub layer: &'static str,
     pub at: At,
@@ -41,13 +43,17 @@ pub struct Hook {
 }
 
 const fn hook(program: &'static str, layer: &'static str, at: At, name: &'static str) -> Hook {
-    Hook { program, layer, at, name }
+    Hook { program, without_ethernet: None, layer, at, name }
+}
+
+const fn wire(program: &'static str, l3: &'static str, direction: Direction, name: &'static str) -> Hook {
+    Hook { program, without_ethernet: Some(l3), layer: "wire", at: At::Wire(direction), name }
 }
 
 /// Every hook that guard may use. One whose program is not loaded is not used.
 pub const HOOKS: &[Hook] = &[
-    hook("wire_ingress", "wire", At::Wire(Direction::Inbound), "ingress"),
-    hook("wire_egress", "wire", At::Wire(Direction::Outbound), "egress"),
+    wire("wire_ingress", "wire_ingress_l3", Direction::Inbound, "ingress"),
+    wire("wire_egress", "wire_egress_l3", Direction::Outbound, "egress"),
     hook("shield", "shield", At::Xdp, "xdp"),
     hook("connect4", "socket", At::Cgroup(10), "cgroup connect4"),
     hook("connect6", "socket", At::Cgroup(11), "cgroup connect6"),
@@ -68,6 +74,12 @@ pub const FILTER_PRIORITY: u16 = 1;
 const FILTER_HANDLE: u16 = 0x6764;
 
 impl Hook {
+    /// The program for a device.
+    #[must_use]
+    pub fn program_for(&self, ethernet: bool) -> &'static str {
+        if ethernet { self.program } else { self.without_ethernet.unwrap_or(self.program) }
+    }
+
     /// Name of its link's pin; 0 for a cgroup.
     #[must_use]
     pub fn pin_name(&self, interface: u32) -> String {
@@ -116,8 +128,8 @@ pub fn attach_link(
 }
 
 /// A clsact filter (4.5), which stays when this process ends. An older one of ours is replaced in place.
-pub fn attach_filter(pins: &Pins, hook: &Hook, direction: Direction, interface: &str) -> Result<(), KernelError> {
-    let what = || format!("cannot attach {} (clsact {} of {interface})", hook.program, hook.name);
+pub fn attach_filter(pins: &Pins, program: &str, direction: Direction, interface: &str) -> Result<(), KernelError> {
+    let what = || format!("cannot attach {program} (clsact of {interface})");
     let failed = |error: &dyn std::error::Error| KernelError::Load { what: what(), message: error.to_string() };
     match qdisc_add_clsact(interface) {
         Ok(()) => {}
@@ -126,7 +138,7 @@ pub fn attach_filter(pins: &Pins, hook: &Hook, direction: Direction, interface: 
         Err(TcError::IoError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
         Err(error) => return Err(failed(&error)),
     }
-    let mut program = SchedClassifier::from_pin(pins.program(hook.program)).map_err(|error| failed(&error))?;
+    let mut program = SchedClassifier::from_pin(pins.program(program)).map_err(|error| failed(&error))?;
     let attach_type = match direction {
         Direction::Inbound => TcAttachType::Ingress,
         Direction::Outbound => TcAttachType::Egress,

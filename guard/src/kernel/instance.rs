@@ -86,7 +86,7 @@ impl Instance {
         let path = pins.map(META);
         sys::pin(meta.as_fd(), &path).map_err(KernelError::path("cannot pin", &path))?;
         load::make_outer_maps(pins)?;
-        let programs = load::load(pins, &settings)?;
+        let programs = load::load(pins, &settings, &|name| settings.needs(name))?;
         settings.programs = pin_programs(pins, &programs)?;
         settings::write(meta.as_fd(), 0, &settings, &path)?;
         let maps = open_maps(pins)?;
@@ -193,15 +193,22 @@ impl Instance {
 
     /// Loads this guard's programs and puts them into the links that are there: each atomically, no packet unjudged.
     fn replace_programs(&mut self) -> Result<(), KernelError> {
-        let programs = load::load(&self.pins, &self.settings)?;
+        let old = &self.settings.programs;
+        let wanted = |name: &str| self.settings.needs(name) || (old.contains_key(name) && name.ends_with("_l3"));
+        let programs = load::load(&self.pins, &self.settings, &wanted)?;
         let tags = pin_programs(&self.pins, &programs)?;
-        for hook in HOOKS {
-            let Some(program) = programs.get(hook.program) else { continue };
-            let links = self.links.iter().filter(|(name, _)| is_link_of(name, hook));
-            for (name, link) in links {
-                sys::link_update(link.as_fd(), program.as_fd())
-                    .map_err(KernelError::call(format!("cannot replace the program of {name}")))?;
-            }
+        for (name, link) in &self.links {
+            let failed = || KernelError::call(format!("cannot replace the program of {name}"));
+            let Some(hook) = HOOKS.iter().find(|hook| is_link_of(name, hook)) else { continue };
+            // What runs there now says which of two it is.
+            let id = sys::info_of_link(link.as_fd()).map_err(failed())?.program_id;
+            let tag = sys::program_by_id(id)
+                .and_then(|program| sys::info_of_program(program.as_fd()))
+                .map_err(failed())?
+                .tag_text();
+            let l3 = hook.without_ethernet.is_some_and(|l3| old.get(l3) == Some(&tag));
+            let Some(program) = programs.get(hook.program_for(!l3)) else { continue };
+            sys::link_update(link.as_fd(), program.as_fd()).map_err(failed())?;
         }
         self.programs = programs;
         self.settings.programs = tags;
@@ -416,33 +423,41 @@ impl Instance {
                 At::Cgroup(_) => false,
             };
             let name = hook.pin_name(device.index);
-            if wanted && !self.holds(&name) && self.programs.contains_key(hook.program) {
-                self.attach(hook, device.index)?;
+            if wanted && !self.holds(&name) && self.has(hook.program_for(device.ethernet))? {
+                self.attach(hook, device.index, device.ethernet)?;
             }
         }
         Ok(())
     }
 
-    fn attach_filters(&self, device: &Device) -> Result<(), KernelError> {
+    /// Whether a program is loaded; one that only some interfaces need is loaded now.
+    fn has(&mut self, program: &str) -> Result<bool, KernelError> {
+        if !self.programs.contains_key(program) && program.ends_with("_l3") {
+            self.load_again(program)?;
+        }
+        Ok(self.programs.contains_key(program))
+    }
+
+    fn attach_filters(&mut self, device: &Device) -> Result<(), KernelError> {
         for hook in HOOKS {
-            if let At::Wire(direction) = hook.at
-                && self.programs.contains_key(hook.program)
-                && !super::filters::is_first(device.index, direction, &self.tags_of(hook))?
-            {
-                attach::attach_filter(&self.pins, hook, direction, &device.name)?;
+            let At::Wire(direction) = hook.at else { continue };
+            let program = hook.program_for(device.ethernet);
+            if self.has(program)? && !super::filters::is_first(device.index, direction, &self.tag_of(program))? {
+                attach::attach_filter(&self.pins, program, direction, &device.name)?;
             }
         }
         Ok(())
     }
 
-    pub(super) fn tags_of(&self, hook: &Hook) -> String {
-        self.settings.programs.get(hook.program).cloned().unwrap_or_default()
+    /// Of the instructions that were loaded; empty for a program that was not.
+    pub(super) fn tag_of(&self, program: &str) -> String {
+        self.settings.programs.get(program).cloned().unwrap_or_default()
     }
 
     pub(super) fn attach_cgroup(&mut self) -> Result<(), KernelError> {
         for hook in cgroup_hooks() {
             if !self.holds(&hook.pin_name(0)) && self.programs.contains_key(hook.program) {
-                self.attach(hook, 0)?;
+                self.attach(hook, 0, true)?;
             }
         }
         Ok(())
@@ -463,17 +478,18 @@ impl Instance {
         }
     }
 
-    pub(super) fn attach(&mut self, hook: &Hook, interface: u32) -> Result<(), KernelError> {
-        let Some(program) = self.programs.get(hook.program) else { return Ok(()) };
+    pub(super) fn attach(&mut self, hook: &Hook, interface: u32, ethernet: bool) -> Result<(), KernelError> {
+        let Some(program) = self.programs.get(hook.program_for(ethernet)) else { return Ok(()) };
         let link = attach::attach_link(&self.pins, hook, program.as_fd(), &self.settings, interface)?;
         self.links.insert(hook.pin_name(interface), link);
         Ok(())
     }
 
-    /// Loads the programs once more, so that one can stand in front of itself.
-    pub(super) fn reload_programs(&mut self) -> Result<(), KernelError> {
-        self.programs = load::load(&self.pins, &self.settings)?;
-        self.settings.programs = pin_programs(&self.pins, &self.programs)?;
+    /// Loads one program (once more: so can it stand in front of itself).
+    pub(super) fn load_again(&mut self, program: &str) -> Result<(), KernelError> {
+        let loaded = load::load(&self.pins, &self.settings, &|name| name == program)?;
+        self.settings.programs.extend(pin_programs(&self.pins, &loaded)?);
+        self.programs.extend(loaded);
         settings::write(self.map(META)?, 0, &self.settings, &self.pins.map(META))
     }
 

@@ -41,8 +41,10 @@ pub(super) fn tear_down(pins: &Pins) -> Result<(), KernelError> {
         && !settings.offers.tcx
     {
         for device in interfaces::devices()?.into_values() {
-            for (direction, program) in [(Direction::Inbound, "wire_ingress"), (Direction::Outbound, "wire_egress")] {
-                let tag = settings.programs.get(program).cloned().unwrap_or_default();
+            let own = [(Direction::Inbound, "wire_ingress"), (Direction::Outbound, "wire_egress")];
+            for (direction, program) in own {
+                let program = if device.ethernet { program.to_owned() } else { format!("{program}_l3") };
+                let tag = settings.programs.get(&program).cloned().unwrap_or_default();
                 if filters::filters(device.index, direction)?.iter().any(|filter| filter.tag == tag) {
                     attach::detach_filter(direction, &device.name);
                 }

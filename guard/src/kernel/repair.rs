@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     HookStatus, Instance, KernelError,
-    attach::{HOOKS, Hook},
+    attach::HOOKS,
     interfaces,
     pins::pin_over,
     sys,
@@ -50,18 +50,21 @@ impl Instance {
 
     fn repair_one(&mut self, status: &HookStatus) -> Result<bool, KernelError> {
         let Some(hook) = HOOKS.iter().find(|hook| hook.program == status.program) else { return Ok(false) };
-        if !self.programs.contains_key(hook.program) {
-            self.reload_programs()?;
+        let devices = interfaces::devices()?;
+        let ethernet = devices.get(&status.interface).is_none_or(|device| device.ethernet);
+        let program = hook.program_for(ethernet);
+        if !self.programs.contains_key(program) {
+            self.load_again(program)?;
         }
         if status.hook.starts_with("clsact") {
-            return self.repair_filter(hook, status);
+            return self.repair_filter(program, status);
         }
         let name = hook.pin_name(status.interface);
         if !status.attached {
-            if status.interface != 0 && !interfaces::devices()?.contains_key(&status.interface) {
+            if status.interface != 0 && !devices.contains_key(&status.interface) {
                 return Ok(false);
             }
-            self.attach(hook, status.interface)?;
+            self.attach(hook, status.interface, ethernet)?;
             return Ok(true);
         }
         if !status.first {
@@ -71,8 +74,8 @@ impl Instance {
             self.contested = Some(Instant::now());
             // The same program cannot be attached twice: a second copy goes in front, then the first goes. No gap.
             let before = self.links.remove(&name);
-            self.reload_programs()?;
-            self.attach(hook, status.interface)?;
+            self.load_again(program)?;
+            self.attach(hook, status.interface, ethernet)?;
             drop(before);
             return Ok(true);
         }
@@ -86,14 +89,14 @@ impl Instance {
         Ok(true)
     }
 
-    fn repair_filter(&mut self, hook: &Hook, status: &HookStatus) -> Result<bool, KernelError> {
+    fn repair_filter(&mut self, program: &str, status: &HookStatus) -> Result<bool, KernelError> {
         if status.attached && self.contested.is_some_and(|last| last.elapsed() < CONTEST) {
             return Ok(false);
         }
         self.contested = Some(Instant::now());
         let devices = interfaces::devices()?;
         let Some(device) = devices.get(&status.interface) else { return Ok(false) };
-        pin_over(self.programs[hook.program].as_fd(), &self.pins.program(hook.program))?;
+        pin_over(self.programs[program].as_fd(), &self.pins.program(program))?;
         self.attach_wire(device)?;
         // A filter of the same priority that was made later stands before ours, and there is none lower.
         Ok(self

@@ -89,10 +89,11 @@ impl Settings {
         })
     }
 
-    /// Whether a program is of use with these.
+    /// Whether a program is of use with these from the start; others are loaded when the first interface needs them.
     #[must_use]
     pub fn needs(&self, program: &str) -> bool {
         match program {
+            "wire_ingress_l3" | "wire_egress_l3" => false,
             "sockets_create" | "sockets_release" => !self.offers.netns_cookie_skb,
             "shield" => self.shield,
             _ => true,

@@ -163,7 +163,8 @@ impl Look<'_> {
     }
 
     fn judge(&mut self, hook: &Hook, kind: String, target: String, index: u32, programs: &[u32], ordered: bool) {
-        let ours: Vec<bool> = programs.iter().map(|id| self.is_ours(hook, *id)).collect();
+        let device = self.devices.get(&index);
+        let ours: Vec<bool> = programs.iter().map(|id| self.is_ours(hook, *id, device)).collect();
         let place = ours.iter().position(|ours| *ours);
         let attached = place.is_some();
         let first = attached && (!ordered || place == Some(0));
@@ -202,7 +203,8 @@ impl Look<'_> {
 
     fn filter(&mut self, hook: &Hook, direction: Direction, index: u32, target: String) -> Result<(), KernelError> {
         let filters = filters::filters(index, direction)?;
-        let tag = self.instance.tags_of(hook);
+        let ethernet = self.devices.get(&index).is_none_or(|device| device.ethernet);
+        let tag = self.instance.tag_of(hook.program_for(ethernet));
         let place = filters.iter().position(|filter| filter.tag == tag);
         let problem = match place {
             Some(0) => None,
@@ -234,11 +236,16 @@ impl Look<'_> {
         sys::info_of_link(link.as_fd()).ok().filter(|info| info.target != 0)
     }
 
-    /// A program with the instructions that were loaded for this hook.
-    fn is_ours(&self, hook: &Hook, id: u32) -> bool {
-        sys::program_by_id(id)
-            .and_then(|program| sys::info_of_program(program.as_fd()))
-            .is_ok_and(|info| info.tag_text() == self.instance.tags_of(hook))
+    /// A program with the instructions that were loaded for this hook of such a device.
+    fn is_ours(&self, hook: &Hook, id: u32, device: Option<&Device>) -> bool {
+        let tag = |ethernet| self.instance.tag_of(hook.program_for(ethernet));
+        sys::program_by_id(id).and_then(|program| sys::info_of_program(program.as_fd())).is_ok_and(|info| {
+            let found = info.tag_text();
+            match device {
+                Some(device) => found == tag(device.ethernet),
+                None => found == tag(true) || found == tag(false),
+            }
+        })
     }
 }
 
