@@ -341,6 +341,10 @@ fn clsact_where_there_is_no_tcx() -> Result<()> {
     ensure!(wire(&instance)? == 1);
     ensure!(instance.repair()?.len() == 1 && wire(&instance)? == 2);
     drop(instance);
+    // Another daemon with other programs replaces the filters in place.
+    let (instance, _) = Instance::start(&host.place(), &Options { shield: true, ..options })?;
+    ensure!(unsound(&instance)?.is_empty() && filters("egress")?.matches("handle").count() == 1);
+    drop(instance);
     release(&host.place())?;
     ensure!(filters("ingress")?.is_empty() && filters("egress")?.is_empty());
     Ok(())
@@ -389,6 +393,16 @@ fn interfaces_come_and_go() -> Result<()> {
         Ok(value[1 + usize::from(slot.0)])
     };
     ensure!(class("h0")? == named.interface_class("h0") && class("h0")? != 0 && class("g0")? == 0);
+
+    // A device without Ethernet header has programs of its own.
+    ip("tuntap add dev t0 mode tun")?;
+    ip("link set t0 up")?;
+    instance.look_at_interfaces()?;
+    ensure!(guarded(&instance)? == ["g0", "g1", "h0", "h1", "t0"] && unsound(&instance)?.is_empty());
+    ensure!(host.pin("programs/wire_ingress_l3").exists());
+    ip("link del t0")?;
+    instance.look_at_interfaces()?;
+    ensure!(guarded(&instance)? == ["g0", "g1", "h0", "h1"] && unsound(&instance)?.is_empty());
 
     // What was guarded stays so as a port, and in another namespace.
     ip("link set g1 master br0")?;
@@ -445,9 +459,14 @@ fn flows_and_clocks() -> Result<()> {
     let fresh = Flow { flags: Flow::ADOPTED, ..Flow::default() };
     ensure!(instance.adopt_flows(&[(key(1)?, answered), (key(2)?, fresh), (six, answered)])? == 3);
     ensure!(instance.adopt_flows(&[(key(1)?, fresh), (six, fresh)])? == 0, "what is there stays");
-    ensure!(instance.flows()?.len() == 3);
+    // What the host itself sends (neighbour discovery) may be there too.
+    let held = |instance: &Instance| -> Result<Vec<Key>> {
+        let of_the_test = |key: &Key| key.remote_port() == 443 || *key == six;
+        Ok(instance.flows()?.into_iter().map(|(key, _)| key).filter(of_the_test).collect())
+    };
+    ensure!(held(&instance)?.len() == 3);
     instance.delete_flows(&[key(1)?, six])?;
-    ensure!(instance.flows()?.into_iter().map(|(key, _)| key).eq([key(2)?]));
+    ensure!(held(&instance)? == [key(2)?]);
     let many: Vec<(Key, Flow)> = (0..255).map(|last| Ok((key(last)?, answered))).collect::<Result<_>>()?;
     instance.adopt_flows(&many)?;
     ensure!(instance.flows()?.len() >= 250, "{}", instance.flows()?.len());

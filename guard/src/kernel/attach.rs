@@ -143,11 +143,15 @@ pub fn attach_filter(pins: &Pins, program: &str, direction: Direction, interface
         Direction::Inbound => TcAttachType::Ingress,
         Direction::Outbound => TcAttachType::Egress,
     };
-    let options =
-        NlOptions { priority: FILTER_PRIORITY, handle: TcHandle::new(0, FILTER_HANDLE), ..NlOptions::default() };
-    let id = program
-        .attach_with_options(interface, attach_type, TcAttachOptions::Netlink(options))
-        .map_err(|error| failed(&error))?;
+    let handle = TcHandle::new(0, FILTER_HANDLE);
+    let options = NlOptions { priority: FILTER_PRIORITY, handle, ..NlOptions::default() };
+    let id = match program.attach_with_options(interface, attach_type, TcAttachOptions::Netlink(options)) {
+        Ok(id) => id,
+        // One is there already: replaced in place.
+        Err(_) => SchedClassifierLink::attached(interface, attach_type, FILTER_PRIORITY, handle, None)
+            .map_err(|error| failed(&error))
+            .and_then(|link| program.attach_to_link(link).map_err(|error| failed(&error)))?,
+    };
     let link = program.take_link(id).map_err(|error| failed(&error))?;
     // Dropped, it would detach. It holds nothing but numbers.
     std::mem::forget(link);

@@ -61,7 +61,16 @@ impl Engine for Instance {
             first: hook.first,
             problem: hook.problem,
         });
-        let missing = self.settings.offers.list().into_iter().filter(|feature| !feature.found);
+        let lacks = self.settings.offers.list().into_iter().filter(|feature| !feature.found);
+        let mut missing: Vec<String> =
+            lacks.map(|feature| format!("no {}: {}", feature.name, feature.lost_without)).collect();
+        if self.settings.offers.local_dnat {
+            missing.push(
+                "rules of nftables or iptables change where this host's own packets go: the socket layer leaves every \
+                 verdict to the wire"
+                    .to_owned(),
+            );
+        }
         Ok(ReadBack {
             state,
             policies,
@@ -69,7 +78,7 @@ impl Engine for Instance {
             counters: self.counters()?,
             lost: self.lost()?,
             rule_flows: self.rule_flows(state.word.effective_slot(boot_ns))?,
-            missing: missing.map(|feature| format!("no {}: {}", feature.name, feature.lost_without)).collect(),
+            missing,
             boot_ns,
         })
     }

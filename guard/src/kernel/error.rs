@@ -49,6 +49,8 @@ pub enum KernelError {
     NoCgroup,
     #[error("netlink: {0}")]
     Netlink(#[from] crate::host::netlink::NetlinkError),
+    #[error(transparent)]
+    Sockets(#[from] crate::host::sock_diag::SocketsError),
     /// The first start failed midway and was undone.
     #[error("{source}; everything that was attached was taken down again, so nothing is guarded")]
     StartUndone { source: Box<KernelError> },

@@ -102,8 +102,9 @@ impl Offers {
                  that is moved to another network namespace is guarded no longer",
             ),
             feature(
-                "fmod_ret",
-                self.fmod_ret,
+                "fmod_ret seal",
+                // The object has no such program yet, so that the kernel would take one helps nobody.
+                false,
                 "the seal is a cgroup setsockopt program: 32-bit system calls, sockets prepared before the start and later \
                  cgroup programs can pass it",
             ),

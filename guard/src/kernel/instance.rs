@@ -23,7 +23,10 @@ use super::{
     settings::{self, META, META_BYTES, META_ENTRIES, Options, Published, Settings},
     sys,
 };
-use crate::policy::compile::{Compiled, InterfaceClasses};
+use crate::{
+    host::sock_diag,
+    policy::compile::{Compiled, InterfaceClasses},
+};
 
 /// Which instance, and where its pins are.
 #[derive(Clone, Debug)]
@@ -111,7 +114,24 @@ impl Instance {
         // The wire first: until then the backstop would hold every socket, were there a policy.
         instance.look_at_interfaces()?;
         instance.attach_cgroup()?;
+        instance.learn_sockets()?;
         Ok(instance)
+    }
+
+    /// Where the kernel cannot say whose a packet is: the sockets that were made before the programs looked.
+    fn learn_sockets(&self) -> Result<(), KernelError> {
+        if self.settings.offers.netns_cookie_skb {
+            return Ok(());
+        }
+        let map = self.map("SOCKETS")?;
+        for socket in sock_diag::sockets()?.all.iter().filter(|socket| socket.cookie != 0) {
+            match sys::update(map, &socket.cookie, &1_u8, sys::ANY) {
+                // The rest is left to the wire, as are those that come later.
+                Err(error) if error.raw_os_error() == Some(libc::E2BIG) => break,
+                result => result.map_err(KernelError::call("cannot tell the programs of a socket"))?,
+            }
+        }
+        Ok(())
     }
 
     /// One that runs already, of this network namespace and this guard's ABI.
