@@ -78,8 +78,11 @@ pub fn load(pins: &Pins, settings: &Settings, wanted: &dyn Fn(&str) -> bool) -> 
     let failed =
         |what: &str, error: &dyn std::error::Error| KernelError::Load { what: what.to_owned(), message: chain(error) };
     let mut ebpf = loader.load(OBJECT).map_err(|error| failed("cannot make guard's maps", &error))?;
-    let mut queue: Vec<(String, &mut Program)> =
-        ebpf.programs_mut().filter(|(name, _)| wanted(name)).map(|(name, program)| (name.to_owned(), program)).collect();
+    let mut queue: Vec<(String, &mut Program)> = ebpf
+        .programs_mut()
+        .filter(|(name, _)| wanted(name))
+        .map(|(name, program)| (name.to_owned(), program))
+        .collect();
     // The wire's take the verifier 0.4 s each, all others together 0.05 s: so those first, and two at a time.
     queue.sort_by_key(|(name, _)| name.starts_with("wire"));
     let queue = Mutex::new(queue);

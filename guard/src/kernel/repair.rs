@@ -5,13 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    HookStatus, Instance, KernelError,
-    attach::HOOKS,
-    interfaces,
-    pins::pin_over,
-    sys,
-};
+use super::{HookStatus, Instance, KernelError, attach::HOOKS, interfaces, pins::pin_over, sys};
 
 /// At most so often is guard put in front of another program again: two who both insist must not keep a CPU busy.
 const CONTEST: Duration = Duration::from_secs(1);
