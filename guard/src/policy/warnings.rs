@@ -202,7 +202,7 @@ impl Warner<'_> {
                 continue;
             }
             let mut hidden_by = None;
-            let mut taken: Option<(&Item, usize)> = None;
+            let mut taken: Option<(Span, String, usize)> = None;
             // What a deny settles wherever it stands, and what an earlier rule of the same action settles.
             let overrules = rule.action == Verdict::Allow;
             let stronger = if overrules { denies.as_slice() } else { &[] };
@@ -225,9 +225,7 @@ impl Warner<'_> {
                     break;
                 }
                 if other.action == Verdict::Deny && overrules && taken.is_none() {
-                    let items = &self.written.rules[number].items;
-                    let item = items.iter().find(|i| !i.set.is_empty() && other.remote.set.covers(&i.set));
-                    taken = item.map(|item| (item, other_number));
+                    taken = self.hidden_remote(number, other_number).map(|(span, text)| (span, text, other_number));
                 }
             }
             let (diagnostic, other) = if let Some(other) = hidden_by {
@@ -238,9 +236,9 @@ impl Warner<'_> {
                 };
                 let diagnostic = self.make("never_decides", self.span(number), message).label(label);
                 (diagnostic.help("take one of the two out, or make it narrower"), other)
-            } else if let Some((item, other)) = taken {
-                let message = format!("rule `{}` lists {}, which a deny hides", rule.label(), item.text);
-                let diagnostic = self.make("hidden_remote", item.span, message).label("never allowed");
+            } else if let Some((span, remote, other)) = taken {
+                let message = format!("rule `{}` lists {remote}, which a deny hides", rule.label());
+                let diagnostic = self.make("hidden_remote", span, message).label("never allowed");
                 (diagnostic.help("take it out here, or make the deny narrower"), other)
             } else {
                 continue;
@@ -248,6 +246,26 @@ impl Warner<'_> {
             let excerpt = self.reporter.sources.excerpt(self.span(other));
             self.push(diagnostic.also(excerpt, format!("by rule `{}`", rules[other].label())));
         }
+    }
+
+    /// Of what an allow lists, a word or one of its addresses or networks that a deny takes away entirely. A hole in a
+    /// wider network is what denies are for.
+    fn hidden_remote(&self, allow: usize, deny: usize) -> Option<(Span, String)> {
+        let hides = &self.policy.rules[deny].remote.set;
+        let items = &self.written.rules[allow].items;
+        if let Some(item) = items.iter().find(|item| !item.set.is_empty() && hides.covers(&item.set)) {
+            return Some((item.span, item.text.clone()));
+        }
+        // Inside a group.
+        let set = &self.policy.rules[allow].remote.set;
+        let v4 = set.v4.iter().map(|range| AddressSet { v4: vec![*range], v6: Vec::new() });
+        let v6 = set.v6.iter().map(|range| AddressSet { v4: Vec::new(), v6: vec![*range] });
+        let hidden = v4.chain(v6).find(|range| hides.covers(range))?;
+        let item = items.iter().find(|item| item.set.meets(&hidden))?;
+        let first = super::effective::networks(&hidden).next()?;
+        let text =
+            if first.prefix_len() == first.max_prefix_len() { first.addr().to_string() } else { first.to_string() };
+        Some((item.span, text))
     }
 
     /// What a host needs and the policy does not list.

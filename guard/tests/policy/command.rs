@@ -2,6 +2,7 @@
 
 use std::{fs, process::Command};
 
+use guard::daemon::state_dir::{Manifest, StateDir};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -140,4 +141,21 @@ fn completions_and_man_pages() {
     }
     assert_eq!(guard(&directory, &["man", "man1"]).code, 0);
     assert!(directory.path().join("man1/guard-explain.1").exists());
+}
+
+#[test]
+fn explain_asks_the_policy_that_runs() {
+    let directory = with_policy(POLICY);
+    let source = directory.path().join("policy.yaml");
+    let state_path = directory.path().join("state");
+    let state = StateDir::create(&state_path).unwrap();
+    let manifest = Manifest::new("small".to_owned(), String::new(), 1, source.clone(), true, 0);
+    state.prepare(&manifest, std::slice::from_ref(&source)).unwrap();
+    state.promote(&manifest).unwrap();
+    // What was published counts, not what the file says by now.
+    fs::write(&source, "changed").unwrap();
+    let ran = guard(&directory, &["explain", "--json", "--state-dir", "state", "out udp 192.0.2.53:53"]);
+    let json = ran.json();
+    assert_eq!((ran.code, &json["rule"], &json["mode"]), (0, &"outbound[0]".into(), &"audit".into()));
+    assert_eq!(json["at"]["file"], source.display().to_string());
 }

@@ -91,6 +91,10 @@ fn a_listed_remote_that_a_deny_hides() {
     let rules =
         "  - { to: [10.0.0.1, 10.9.0.1], services: https }\n  - { action: deny, to: 10.9.0.0/16, services: any }";
     assert_eq!(warnings(&outbound(rules)), [("hidden_remote", 5)]);
+    // Inside a group.
+    let group = outbound("  - { to: trusted, services: https }\n  - { action: deny, to: 10.9.0.0/16, services: any }");
+    let group = group.replace("mode: enforce", "mode: enforce\ngroups: { trusted: [10.0.0.1, 10.9.0.1] }");
+    assert_eq!(warnings(&group), [("hidden_remote", 6)]);
     // A hole in a wide rule is what denies are for.
     let hole = "  - { to: 10.0.0.0/8, services: https }\n  - { action: deny, to: 10.9.0.0/16, services: any }";
     assert!(warnings(&outbound(hole)).is_empty());
