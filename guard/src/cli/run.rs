@@ -151,7 +151,7 @@ fn put_in_force(args: &RunArgs, change: &Change<'_>, state: &StateDir) -> anyhow
     let instance = &args.instance.instance;
     let options = options(args);
     let _lock = state.lock()?;
-    let fresh = attached::open(instance)?.is_none();
+    let fresh = attached::open_for_start(instance)?.is_none();
     if fresh {
         // A refusal should find nothing attached yet.
         let guarded: std::collections::HashSet<u32> =

@@ -1,6 +1,10 @@
 //! The kernel's side of an instance, as the daemon and the commands use it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::{engine::Engine, report::InterfaceLine, state_dir::StateDir};
 use crate::{
@@ -31,18 +35,47 @@ fn place(instance: &str) -> Place {
     Place { instance: instance.to_owned(), bpffs: None }
 }
 
-/// `None`: nothing is attached.
+/// How long another process may take to start.
+const START: Duration = Duration::from_secs(10);
+
+/// How long it may take to make the maps.
+const MAPS: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// `None`: nothing is attached. Where another process is just starting it, that is waited for.
 pub fn open(instance: &str) -> Result<Option<Kernel>, KernelError> {
+    let began = Instant::now();
+    loop {
+        match Kernel::open(&place(instance)) {
+            Ok(kernel) => return Ok(Some(kernel)),
+            Err(KernelError::NotRunning(_)) => return Ok(None),
+            Err(error) if is_unfinished(&error) && began.elapsed() < START => thread::sleep(PAUSE),
+            // Its maps are still being made, or something is amiss there.
+            Err(KernelError::Damaged { .. }) if began.elapsed() < MAPS => thread::sleep(PAUSE),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// As [`open`], for whoever holds the lock that a start takes: what is found half made was left by one that was killed.
+/// No policy can be in force there, so it is taken down.
+pub fn open_for_start(instance: &str) -> Result<Option<Kernel>, KernelError> {
     match Kernel::open(&place(instance)) {
         Ok(kernel) => Ok(Some(kernel)),
         Err(KernelError::NotRunning(_)) => Ok(None),
+        Err(error) if is_unfinished(&error) => release(instance).map(|_| None),
         Err(error) => Err(error),
     }
 }
 
+/// The ABI's number is written when all maps are there.
+fn is_unfinished(error: &KernelError) -> bool {
+    matches!(error, KernelError::ForeignAbi { found: 0, .. })
+}
+
 /// One that must be attached, with its state directory.
 pub fn existing(instance: &str, state_dir: &Path) -> anyhow::Result<(StateDir, Kernel)> {
-    let kernel = Kernel::open(&place(instance))?;
+    let kernel = open(instance)?.ok_or_else(|| KernelError::NotRunning(instance.to_owned()))?;
     Ok((StateDir::create(state_dir)?, kernel))
 }
 

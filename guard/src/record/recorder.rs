@@ -242,9 +242,18 @@ impl BegunBefore {
         let by_id = key.flow_ids(flow.first_seen).into_iter().find(|id| self.ids.contains(id));
         by_id.or_else(|| {
             let adopted = flow.flags & Flow::ADOPTED != 0;
-            let id = adopted.then(|| self.by_tuple.get(&key.community_id(Direction::from_u8(flow.direction))))??;
-            self.ids.contains(id).then_some(*id)
+            adopted.then(|| self.of_tuple(key, flow)).flatten()
         })
+    }
+
+    /// The id of the last flow with these ends, if it has not ended.
+    #[must_use]
+    pub fn of_tuple(&self, key: &Key, flow: &Flow) -> Option<u64> {
+        if self.ids.is_empty() {
+            return None;
+        }
+        let id = self.by_tuple.get(&key.community_id(Direction::from_u8(flow.direction)))?;
+        self.ids.contains(id).then_some(*id)
     }
 }
 

@@ -197,7 +197,12 @@ impl Tracker {
     /// The doorbell rang for a flow's cut. `None` where that was recorded already.
     pub fn cut(&mut self, key: Key, flow: Flow) -> Option<u64> {
         let look = self.look;
-        let known = self.known.entry(key).or_insert_with(|| Known::of_event(&key, flow, look));
+        let begun_before = &self.begun_before;
+        let known = self.known.entry(key).or_insert_with(|| {
+            let known = Known::of_event(&key, flow, look);
+            // It rang when nobody listened; a former process has recorded its beginning.
+            Known { flow_id: begun_before.of_tuple(&key, &flow).unwrap_or(known.flow_id), ..known }
+        });
         if known.cut {
             return None;
         }
@@ -464,6 +469,7 @@ mod tests {
         assert_eq!(findings.found[0].key, key(2));
         let ends = tracker.look([], &at(1000));
         assert!(ends.found.iter().any(|found| found.flow_id == 77));
+        assert_eq!(tracker.cut(key(3), flow(1 << 30, 1)), Some(77));
     }
 
     #[test]
