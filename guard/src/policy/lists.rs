@@ -221,6 +221,21 @@ mod tests {
         assert_eq!((many.errors.len(), many.more_errors), (MAX_BAD, 1000 - MAX_BAD));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_line_is_read_alike_by_both(text in "[0-9]{1,3}\\.[0-9]{1,3}\\.[0-9]{1,3}\\.[0-9./]{1,7}") {
+            let slow = addresses::parse(&text).ok().map(addresses::range);
+            let fast = plain_v4(text.as_bytes()).map(|(first, last)| Range::V4(first, last));
+            proptest::prop_assert_eq!(fast, slow);
+        }
+
+        #[test]
+        fn any_bytes_do_no_harm(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
+            let list = read(bytes.as_slice(), &Arc::new(PathBuf::from("list.txt"))).unwrap();
+            proptest::prop_assert!(list.entries + list.errors.len() <= 401);
+        }
+    }
+
     #[test]
     fn the_fast_reader_agrees_with_the_slow_one() {
         for text in [

@@ -57,6 +57,23 @@ fn check_says_yes_and_no() {
 }
 
 #[test]
+fn check_finds_rules_that_several_others_hide() {
+    let halves =
+        "  - { name: low, to: 10.0.0.0/9, services: any }\n  - { name: high, to: 10.128.0.0/9, services: any }\n";
+    let policy = |rules: &str| format!("version: 1\nmode: audit\ninbound: []\noutbound:\n{rules}");
+    let lines = |rules: &str| -> Vec<u64> {
+        let json = guard(&with_policy(&policy(rules)), &["check", "--json", "policy.yaml"]).json();
+        let all = json["diagnostics"].as_array().unwrap();
+        all.iter().filter(|d| d["code"] == "never_decides").map(|d| d["line"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(lines(&format!("{halves}  - {{ name: whole, to: 10.0.0.0/8, services: ssh }}\n")), [7]);
+    assert!(lines(&format!("{halves}  - {{ name: more, to: 10.0.0.0/7, services: ssh }}\n")).is_empty());
+    // Until the first of them expires the last decides nothing; then it does.
+    let expiring = halves.replacen("any }", "any, expires: 2099-01-01T00:00:00Z }", 1);
+    assert!(lines(&format!("{expiring}  - {{ name: whole, to: 10.0.0.0/8, services: ssh }}\n")).is_empty());
+}
+
+#[test]
 fn effective_is_a_policy_again() {
     let directory = with_policy(POLICY);
     let effective = guard(&directory, &["check", "--effective", "policy.yaml"]);
