@@ -46,22 +46,16 @@ impl Hand {
         HAND.get_ptr_mut(0).map(|hand| unsafe { &mut *hand })
     }
 
+    /// What is known before the packet is parsed. Nothing of it stays on the stack, which all parts share: 512 bytes
+    /// for the longest chain of calls (before Linux 6.13).
     #[inline(always)]
-    pub fn set_context(
-        &mut self,
-        direction: Direction,
-        ifindex: u32,
-        generation: &Generation,
-        packets: u32,
-        bytes: u32,
-    ) {
+    pub fn begin(&mut self, direction: Direction, ifindex: u32, generation: &Generation) {
         self.direction = direction as u8;
         self.ifindex = ifindex;
         self.slot = generation.slot.0;
         self.generation = generation.number;
         self.flags = generation.flags.0;
-        self.packets = packets;
-        self.bytes = bytes;
+        self.set_settled(Settled::Policy(Reason::NotListed));
     }
 
     #[inline(always)]

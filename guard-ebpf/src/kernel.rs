@@ -24,7 +24,7 @@ use crate::{
         FLOWS_DENIED_V4, FLOWS_DENIED_V6, FLOWS_ESTABLISHED_V4, FLOWS_ESTABLISHED_V6, FLOWS_UNANSWERED_V4,
         FLOWS_UNANSWERED_V6, FRAGMENTS_V4, FRAGMENTS_V6, INTERFACES, NOTES,
     },
-    parts::ask_policy,
+    parts::{ask_policy, find_tcp_socket},
     record::add,
     tables::SlotTables,
     verifier::forget,
@@ -95,16 +95,13 @@ impl Host for Kernel {
     }
 
     #[inline(always)]
-    fn tcp_socket(&mut self, packet: &Packet, direction: Direction) -> TcpSocket {
-        let mut ends = Ends::of(packet, direction);
-        match self.look_up(&ends, packet.family) {
-            Some(state) if state != LISTEN => {}
-            _ => return TcpSocket::None,
-        }
-        ends.forget_remote();
-        match self.look_up(&ends, packet.family) {
-            Some(LISTEN) => TcpSocket::Accepted,
-            _ => TcpSocket::Connected,
+    fn tcp_socket(&mut self, _packet: &Packet, _direction: Direction) -> TcpSocket {
+        // The packet and its direction are in the hand.
+        // SAFETY: takes the program's context.
+        match unsafe { find_tcp_socket(self.context.cast()) } {
+            ACCEPTED => TcpSocket::Accepted,
+            CONNECTED => TcpSocket::Connected,
+            _ => TcpSocket::None,
         }
     }
 
@@ -181,25 +178,52 @@ impl Ends {
     }
 }
 
-impl Kernel {
-    /// The state of the socket that the kernel would give such a packet to.
-    #[inline(always)]
-    fn look_up(&self, ends: &Ends, family: u8) -> Option<u32> {
-        // SAFETY: the helper reads as many bytes as stated (5.8), and what it gives is released here.
-        unsafe {
-            let (tuple, size) = if family == 6 {
-                (ends.v6.as_ptr().cast_mut().cast::<bpf_sock_tuple>(), size_of_val(&ends.v6))
-            } else {
-                (ends.v4.as_ptr().cast_mut().cast::<bpf_sock_tuple>(), size_of_val(&ends.v4))
-            };
-            let socket = bpf_skc_lookup_tcp(self.context, tuple, size as u32, BPF_F_CURRENT_NETNS as i64 as u64, 0);
-            if socket.is_null() {
-                return None;
-            }
-            let state = ptr::read_volatile(&raw const (*socket).state);
-            bpf_sk_release(socket.cast());
-            Some(state)
+/// [`TcpSocket`] as a part returns it.
+pub const NO_SOCKET: i32 = 0;
+pub const ACCEPTED: i32 = 1;
+pub const CONNECTED: i32 = 2;
+
+/// # Safety
+///
+/// `context` is the program's.
+#[inline(always)]
+pub unsafe fn tcp_socket(context: *mut c_void, packet: &Packet, direction: Direction) -> i32 {
+    let mut ends = Ends::of(packet, direction);
+    // SAFETY: the caller's.
+    unsafe {
+        match look_up(context, &ends, packet.family) {
+            Some(state) if state != LISTEN => {}
+            _ => return NO_SOCKET,
         }
+        ends.forget_remote();
+        match look_up(context, &ends, packet.family) {
+            Some(LISTEN) => ACCEPTED,
+            _ => CONNECTED,
+        }
+    }
+}
+
+/// The state of the socket that the kernel would give such a packet to.
+///
+/// # Safety
+///
+/// `context` is the program's.
+#[inline(always)]
+unsafe fn look_up(context: *mut c_void, ends: &Ends, family: u8) -> Option<u32> {
+    // SAFETY: the helper reads as many bytes as stated (5.8), and what it gives is released here.
+    unsafe {
+        let (tuple, size) = if family == 6 {
+            (ends.v6.as_ptr().cast_mut().cast::<bpf_sock_tuple>(), size_of_val(&ends.v6))
+        } else {
+            (ends.v4.as_ptr().cast_mut().cast::<bpf_sock_tuple>(), size_of_val(&ends.v4))
+        };
+        let socket = bpf_skc_lookup_tcp(context, tuple, size as u32, BPF_F_CURRENT_NETNS as i64 as u64, 0);
+        if socket.is_null() {
+            return None;
+        }
+        let state = ptr::read_volatile(&raw const (*socket).state);
+        bpf_sk_release(socket.cast());
+        Some(state)
     }
 }
 

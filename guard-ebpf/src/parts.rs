@@ -14,7 +14,7 @@ use guard_common::{
 use crate::{
     generation::Generation,
     hand::Hand,
-    kernel::Kernel,
+    kernel::{self, Kernel},
     maps::OWNERS,
     record::{begin_event, count_rule, may_report},
     skb::{self, Direct, Loaded},
@@ -111,6 +111,15 @@ pub extern "C" fn ask_policy() -> i32 {
     let host = Kernel::without_packet(context.bytes);
     hand.answer = judge::answer(&host, &context, &hand.asked);
     0
+}
+
+/// The socket that holds the packet's TCP connection: [`kernel::ACCEPTED`] and others.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn find_tcp_socket(skb: *mut __sk_buff) -> i32 {
+    let Some(hand) = Hand::get() else { return kernel::NO_SOCKET };
+    // SAFETY: the caller's context.
+    unsafe { kernel::tcp_socket(skb.cast(), &hand.packet, hand.context().direction) }
 }
 
 /// Counts for the rule, and rings.

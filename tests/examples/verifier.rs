@@ -59,7 +59,7 @@ fn main() -> Result<()> {
     attr[1] = function.instructions.as_ptr() as u64;
     let license = c"Dual MIT/GPL";
     attr[2] = license.as_ptr() as u64;
-    attr[3] = 2 | (log.len() as u64) << 32;
+    attr[3] = 6 | (log.len() as u64) << 32;
     attr[4] = log.as_mut_ptr() as u64;
     // kern_version, prog_flags; prog_name (16 bytes); ifindex, expected_attach_type.
     attr[8] = u64::from(attach) << 32;

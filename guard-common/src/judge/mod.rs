@@ -287,7 +287,10 @@ fn known<F: Family, H: Host + Flows<F>>(
         return Known::Absent;
     }
 
+    // What the flow has become is one thing from here on, however it came about.
+    let tcp = host.forget(tcp.into()) as u8;
     let flags = if original { view.flags } else { view.flags | Flow::ANSWERED };
+    let flags = host.forget(flags.into()) as u16;
     let touch = Touch { direction: context.direction, packets: context.packets, bytes: context.bytes, now, tcp, flags };
     let judged = current && (view.until == u64::MAX || host.boot_ns() < view.until);
     let settled = judged || context.is_tracking();

@@ -42,6 +42,7 @@ pub fn neighbour_discovery<B: Bytes + ?Sized>(
     if header == 24 {
         packet.target = ipv6::address(bytes, at + 8)?;
     }
+    let known = u64::from(bytes.forget((known >> 32) as u32)) << 32 | u64::from(bytes.forget(known as u32));
     let end = at + rest;
     let mut at = at + header;
     for _ in 0..MAX_OPTIONS {
@@ -62,6 +63,7 @@ pub fn neighbour_discovery<B: Bytes + ?Sized>(
             38 => 16,
             _ => 512,
         };
+        let longest = bytes.forget(longest);
         if number > 38 || known >> number & 1 == 0 || size == 0 || size > longest {
             return Some(false);
         }

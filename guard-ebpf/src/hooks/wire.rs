@@ -4,7 +4,7 @@
 //! is attached to is known then, and costs no look-up for each packet.
 
 use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
-use guard_common::{Direction, Reason, judge::Settled};
+use guard_common::{Direction, Reason};
 
 use crate::{
     generation::Generation,
@@ -51,6 +51,7 @@ fn wire(skb: *mut __sk_buff, direction: Direction, link: u32) -> i32 {
         count(Reason::TableFault, direction, true, 1, 0);
         return DROP;
     };
+    hand.begin(direction, skb::ifindex(skb), &generation);
     // SAFETY: each takes this program's context.
     unsafe {
         parse_headers(skb, link);
@@ -61,14 +62,13 @@ fn wire(skb: *mut __sk_buff, direction: Direction, link: u32) -> i32 {
             parse_essential(skb);
         }
     }
-    let (packets, bytes) = skb::on_the_wire(skb, &hand.packet);
-    hand.set_context(direction, skb::ifindex(skb), &generation, packets, bytes);
+    (hand.packets, hand.bytes) = skb::on_the_wire(skb, &hand.packet);
     // SAFETY: as above.
     if unsafe { judge(skb, hand) } != 0 {
         count(Reason::TableFault, direction, true, 1, 0);
         return DROP;
     }
-    count_index(hand.counter_index(), packets.into(), bytes.into());
+    count_index(hand.counter_index(), hand.packets.into(), hand.bytes.into());
     if hand.ring | hand.decided != 0 {
         // SAFETY: as above.
         unsafe { report(skb) };
@@ -82,7 +82,6 @@ fn wire(skb: *mut __sk_buff, direction: Direction, link: u32) -> i32 {
 #[inline(always)]
 unsafe fn judge(skb: *mut __sk_buff, hand: &mut Hand) -> i32 {
     let essential = hand.packet.essential != 0 && hand.is_judging();
-    hand.set_settled(Settled::Policy(Reason::NotListed));
     // SAFETY: each takes the program's context.
     unsafe {
         if hand.packet.refused().is_some() {
