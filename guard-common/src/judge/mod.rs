@@ -270,6 +270,13 @@ fn known<F: Family, H: Host + Flows<F>>(
     let current = view.generation == context.generation;
     let refused_before = current && view.outcome.verdict() == Verdict::Deny;
 
+    // Nothing of it ever passed, so the other end may begin a flow of its own with the same two ends: else whoever can
+    // write a resolver's address into a packet could bar us from it, port by port.
+    let barred = view.generation != 0 && view.outcome.verdict() == Verdict::Deny && view.flags & Flow::ANSWERED == 0;
+    if barred && !original && context.flags.enforces(direction) {
+        return Known::Absent;
+    }
+
     let mut tcp = view.tcp;
     if packet.protocol == TCP {
         match tcp::step(view.tcp, packet.tcp_flags, original) {

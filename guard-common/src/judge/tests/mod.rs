@@ -190,8 +190,20 @@ fn audit_says_the_same_and_drops_nothing() {
     assert_eq!((answer.outcome.reason(), answer.dropped), (Reason::NotListed, false));
     let began = host.inbound(&tcp_in(81, SYN));
     assert_eq!((began.outcome.reason(), began.dropped), (Reason::NotListed, true));
-    let answer = host.outbound(&tcp_out(81, SYN | ACK));
-    assert_eq!((answer.outcome.reason(), answer.dropped), (Reason::NotListed, true));
+}
+
+#[test]
+fn what_was_denied_one_way_bars_nothing_the_other_way() {
+    let mut host = Memory::new();
+    expect(host.inbound(&udp_in(53)), Reason::NotListed);
+    let asked = host.outbound(&udp_out(53));
+    expect(asked, Reason::RuleAllow);
+    assert_eq!((asked.ring, asked.direction), (Ring::FlowBegan, Direction::Outbound));
+    expect(host.inbound(&udp_in(53)), Reason::RuleAllow);
+
+    expect(host.inbound(&tcp_in(443, SYN)), Reason::NotListed);
+    expect(host.outbound(&tcp_out(443, SYN)), Reason::RuleAllow);
+    expect(host.inbound(&tcp_in(443, SYN | ACK)), Reason::RuleAllow);
 }
 
 #[test]
