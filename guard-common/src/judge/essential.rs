@@ -72,6 +72,8 @@ pub fn settle<F: Family, H: Host + Flows<F>>(host: &mut H, context: &Context, pa
         }
         ND => (SlotFlags::NEIGHBOUR_DISCOVERY, Reason::NeighbourDiscovery),
         MLD => (SlotFlags::MLD, Reason::Mld),
+        // A server's side of it is nothing that every host needs.
+        DHCPV4 | DHCPV6 if context.is_outbound() != to_server(packet) => return Settled::Policy(Reason::NotListed),
         DHCPV4 => (SlotFlags::DHCPV4, Reason::Dhcpv4),
         DHCPV6 => (SlotFlags::DHCPV6, Reason::Dhcpv6),
         _ => return Settled::Policy(Reason::NotListed),
@@ -126,6 +128,11 @@ fn mld(packet: &Packet) -> bool {
     let source = packet.source;
     let unspecified = source[0] | source[1] | source[2] | source[3] == 0;
     packet.hop_limit == 1 && (unspecified || is_link_local(source[0])) && packet.destination[0] >> 24 == 0xff
+}
+
+#[inline(always)]
+const fn to_server(packet: &Packet) -> bool {
+    matches!(packet.destination_port, 67 | 547)
 }
 
 /// A client's messages, to broadcast or to the server that gave the lease; answers to its transactions.

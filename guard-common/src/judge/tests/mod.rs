@@ -353,6 +353,8 @@ fn dhcp_to_broadcast_and_to_the_server_it_came_from() {
     expect(host.outbound(&ask(SERVER)), Reason::Dhcpv4);
     host.now += 121 * SECOND;
     expect(host.inbound(&answer([255; 4])), Reason::EssentialMalformed);
+    // A server here is the policy's to allow.
+    expect(host.inbound(&v4([0; 4], [255; 4], 17, 0, &message(1, [0, 68, 0, 67]))), Reason::NotListed);
 }
 
 #[test]
