@@ -316,6 +316,14 @@ fn each_hook_that_is_detached_is_noticed_and_put_back() -> Result<()> {
     ensure!(unsound(&instance)?.is_empty(), "{:?}", unsound(&instance)?);
     let (again, _) = Instance::start(&host.place(), &host.options())?;
     ensure!(unsound(&again)?.is_empty());
+
+    // What stands beside ours is told too.
+    ensure!(Command::new("tc").args("qdisc add dev g0 clsact".split(' ')).status()?.success());
+    let clock = host.pin("programs/clock");
+    let filter = format!("filter add dev g0 egress prio 7 bpf da pinned {}", clock.display());
+    ensure!(Command::new("tc").args(filter.split(' ')).status()?.success(), "tc {filter}");
+    ensure!(again.other_programs()?.iter().any(|other| other.kind == "clsact"), "{:?}", again.other_programs()?);
+    ensure!(unsound(&again)?.is_empty());
     Ok(())
 }
 

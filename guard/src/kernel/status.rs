@@ -108,6 +108,7 @@ impl Instance {
             for hook in HOOKS.iter().filter(wanted).filter(|hook| !matches!(hook.at, At::Cgroup(_))) {
                 look.interface(hook, index)?;
             }
+            look.beside(index)?;
         }
         for hook in HOOKS.iter().filter(wanted).filter(|hook| matches!(hook.at, At::Cgroup(_))) {
             look.cgroup(hook)?;
@@ -148,6 +149,26 @@ impl Look<'_> {
             ),
         };
         self.judge(hook, kind, target, index, &programs, true);
+        Ok(())
+    }
+
+    /// What stands on a guarded interface at hooks that guard does not use here.
+    fn beside(&mut self, index: u32) -> Result<(), KernelError> {
+        let Some(device) = self.devices.get(&index) else { return Ok(()) };
+        let settings = self.instance.settings();
+        if device.xdp != 0 && !settings.programs.contains_key("shield") {
+            let text = format!("xdp on {}: {}", device.name, describe(device.xdp));
+            self.foreign.push(Foreign { kind: "xdp", text });
+        }
+        if settings.offers.tcx {
+            for (direction, name) in [(Direction::Inbound, "ingress"), (Direction::Outbound, "egress")] {
+                for filter in filters::filters(index, direction)? {
+                    let text =
+                        format!("clsact {name} on {}: {} filter, priority {}", device.name, filter.kind, filter.priority);
+                    self.foreign.push(Foreign { kind: "clsact", text });
+                }
+            }
+        }
         Ok(())
     }
 
