@@ -163,8 +163,10 @@ impl Look<'_> {
         if settings.offers.tcx {
             for (direction, name) in [(Direction::Inbound, "ingress"), (Direction::Outbound, "egress")] {
                 for filter in filters::filters(index, direction)? {
-                    let text =
-                        format!("clsact {name} on {}: {} filter, priority {}", device.name, filter.kind, filter.priority);
+                    let text = format!(
+                        "clsact {name} on {}: {} filter, priority {}",
+                        device.name, filter.kind, filter.priority
+                    );
                     self.foreign.push(Foreign { kind: "clsact", text });
                 }
             }
