@@ -41,8 +41,8 @@ struct Host {
 impl Host {
     /// `None`: not root, and said so.
     fn new() -> Result<Option<Self>> {
-        if !nix::unistd::geteuid().is_root() {
-            println!("SKIPPED: needs root");
+        if !guard_tests::skip::is_root() {
+            guard_tests::skip::skip("kernel_module", "needs root");
             return Ok(None);
         }
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
@@ -268,7 +268,14 @@ fn an_instance_lives_in_the_kernel() -> Result<()> {
     ensure!(there && in_force(&instance)?.0 == generation && unsound(&instance)?.is_empty());
     let (inner, _) = Instance::start(&host.place(), &Options { shield: true, ..host.options() })?;
     ensure!(unsound(&inner)?.is_empty(), "programs replaced in place: {:?}", unsound(&inner)?);
+    // With the shield, and without it again.
+    let shields = inner.hooks()?.iter().filter(|hook| hook.layer == "shield").count();
+    ensure!(shields == usize::from(host.pin("programs/shield").exists()), "{:?}", inner.hooks()?);
     drop((instance, inner));
+    let (instance, _) = Instance::start(&host.place(), &host.options())?;
+    ensure!(unsound(&instance)?.is_empty() && instance.hooks()?.iter().all(|hook| hook.layer != "shield"));
+    ensure!(in_force(&instance)?.0 == generation);
+    drop(instance);
 
     let began = Instant::now();
     release(&host.place())?;

@@ -83,8 +83,8 @@ pub fn load(pins: &Pins, settings: &Settings, wanted: &dyn Fn(&str) -> bool) -> 
         .filter(|(name, _)| wanted(name))
         .map(|(name, program)| (name.to_owned(), program))
         .collect();
-    // The wire's take the verifier 0.4 s each, all others together 0.05 s: so those first, and two at a time.
-    queue.sort_by_key(|(name, _)| name.starts_with("wire"));
+    // The wire's and the shield take the verifier 0.4 s each, all others together 0.05 s: those first, two at a time.
+    queue.sort_by_key(|(name, _)| name.starts_with("wire") || name == "shield");
     let queue = Mutex::new(queue);
     let next = || queue.lock().ok().and_then(|mut queue| queue.pop());
     let work = || -> Result<Programs, KernelError> {
