@@ -55,6 +55,11 @@ pub struct Ended {
 /// program gets a process group of its own, which is ended as a whole when time is up.
 pub fn run(command: &mut Command, limit: Duration) -> Result<Ended> {
     let name = command.get_program().to_string_lossy().into_owned();
+    // SAFETY: between fork and exec this makes one system call, which is async-signal-safe, and allocates nothing.
+    unsafe {
+        // Its own process group keeps the terminal's Ctrl-C from it: it must go when we do.
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?));
+    }
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

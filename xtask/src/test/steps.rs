@@ -71,7 +71,7 @@ pub fn all() -> Vec<Step> {
 }
 
 fn ebpf(_: &Run) -> Result<Outcome> {
-    plain(Command::new(std::env::current_exe()?).args(["ebpf", "--check"]), 15)
+    plain(Command::new(std::env::current_exe()?).args(["ebpf", "--check"]), 25)
 }
 
 fn demo(_: &Run) -> Result<Outcome> {
