@@ -83,7 +83,7 @@ impl Settings {
             shield: options.shield,
             flows: options.flows,
             offers,
-            hz: super::features::calibrate_hz().map_err(KernelError::call("cannot measure the kernel's tick"))?,
+            hz: super::features::tick_hz().map_err(KernelError::call("cannot measure the kernel's tick"))?,
             started_ns: sys::boot_ns(),
             programs: BTreeMap::new(),
         })

@@ -1,7 +1,7 @@
 //! Events and findings to records: names for rules, interfaces and programs, then into the sink and to whoever follows.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     fs,
     io::{self, BufRead, BufReader},
     path::Path,
@@ -214,46 +214,47 @@ fn interface_name(index: u32) -> Option<String> {
     nix::net::if_::if_indextoname(index).ok()?.into_string().ok()
 }
 
-/// Flows whose beginning earlier records tell and whose end they do not.
+/// Flows whose beginning earlier records tell.
 #[derive(Clone, Debug, Default)]
 pub struct BegunBefore {
-    ids: HashSet<u64>,
+    /// By id: whether their end is told too. Such a flow may stay in the tables for its lifetime.
+    ended: HashMap<u64, bool>,
     /// Community ID to id.
     by_tuple: HashMap<String, u64>,
 }
 
 impl BegunBefore {
     pub fn began(&mut self, flow_id: u64, community_id: &str) {
-        self.ids.insert(flow_id);
+        self.ended.insert(flow_id, false);
         self.by_tuple.insert(community_id.to_owned(), flow_id);
     }
 
-    fn ended(&mut self, flow_id: u64) {
-        self.ids.remove(&flow_id);
+    pub fn ended(&mut self, flow_id: u64) {
+        self.ended.insert(flow_id, true);
     }
 
-    /// The id that a flow's beginning was recorded with. A flow that began before guard was recorded when it was judged
-    /// first, so only its ends tell.
+    /// The id that a flow's beginning was recorded with, and whether its end was. A flow that began before guard was
+    /// recorded when it was judged first, so only its ends tell.
     #[must_use]
-    pub fn find(&self, key: &Key, flow: &Flow) -> Option<u64> {
-        if self.ids.is_empty() {
+    pub fn find(&self, key: &Key, flow: &Flow) -> Option<(u64, bool)> {
+        if self.ended.is_empty() {
             return None;
         }
-        let by_id = key.flow_ids(flow.first_seen).into_iter().find(|id| self.ids.contains(id));
+        let by_id = key.flow_ids(flow.first_seen).into_iter().find_map(|id| Some((id, *self.ended.get(&id)?)));
         by_id.or_else(|| {
             let adopted = flow.flags & Flow::ADOPTED != 0;
-            adopted.then(|| self.of_tuple(key, flow)).flatten()
+            adopted.then(|| self.of_tuple(key, flow)).flatten().map(|id| (id, false))
         })
     }
 
     /// The id of the last flow with these ends, if it has not ended.
     #[must_use]
     pub fn of_tuple(&self, key: &Key, flow: &Flow) -> Option<u64> {
-        if self.ids.is_empty() {
+        if self.ended.is_empty() {
             return None;
         }
         let id = self.by_tuple.get(&key.community_id(Direction::from_u8(flow.direction)))?;
-        self.ids.contains(id).then_some(*id)
+        (self.ended.get(id) == Some(&false)).then_some(*id)
     }
 }
 
@@ -368,7 +369,7 @@ mod tests {
         assert_eq!(records[0]["packet"], "RQ==");
         assert_eq!(records[0]["flow"]["pkts_toserver"], 1);
         let begun = begun_before(&home.path().join("flows.jsonl")).unwrap();
-        assert_eq!(begun.ids, HashSet::from([records[0]["flow_id"].as_u64().unwrap()]));
+        assert_eq!(begun.ended, HashMap::from([(records[0]["flow_id"].as_u64().unwrap(), false)]));
         assert_eq!(begun.by_tuple.len(), 1);
     }
 
@@ -404,7 +405,7 @@ mod tests {
         assert_eq!(records[1]["event_type"], "flow");
         assert_eq!(records[1]["guard"]["end"], "evicted");
         assert_eq!(records[1]["flow_id"], records[0]["flow_id"]);
-        assert!(begun_before(&home.path().join("flows.jsonl")).unwrap().ids.is_empty());
+        assert!(begun_before(&home.path().join("flows.jsonl")).unwrap().ended.values().all(|ended| *ended));
     }
 
     #[test]

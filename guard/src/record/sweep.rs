@@ -256,7 +256,7 @@ impl Tracker {
         let fresh = Known::new(&key, flow, look);
         let begun_before = &self.begun_before;
         let known = self.known.entry(key).or_insert_with(|| match begun_before.find(&key, &flow) {
-            Some(flow_id) => Known { flow_id, begun: true, cut: flow.cut_generation != 0, ..fresh },
+            Some((flow_id, ended)) => Known { flow_id, begun: true, cut: flow.cut_generation != 0, ended, ..fresh },
             None => fresh,
         });
         let same = if known.from_event {
@@ -459,16 +459,21 @@ mod tests {
         let mut before = BegunBefore::default();
         // The event's time is a little later than the flow's own.
         before.began(key(1).flow_id(5 + 700), &key(1).community_id(Direction::Inbound));
+        before.began(key(4).flow_id(5), "");
+        before.ended(key(4).flow_id(5));
+        let mut closed = flow(5, 3);
+        closed.tcp = TcpState::TimeWait as u8;
         before.began(77, &key(3).community_id(Direction::Inbound));
         let mut tracker = Tracker::new(before);
         let mut adopted = flow(9, 1);
         adopted.flags = Flow::ADOPTED;
-        let held = [(key(1), flow(5, 3)), (key(2), flow(6, 1)), (key(3), adopted), (key(3), flow(9, 0))];
-        let findings = tracker.look(held, &at(1000));
+        let held = [(key(1), flow(5, 3)), (key(2), flow(6, 1)), (key(3), adopted), (key(4), closed)];
+        let findings = tracker.look(held, &at(2000));
         assert_eq!(kinds(&findings), [Finding::Begin]);
         assert_eq!(findings.found[0].key, key(2));
-        let ends = tracker.look([], &at(1000));
+        let ends = tracker.look([], &at(2000));
         assert!(ends.found.iter().any(|found| found.flow_id == 77));
+        assert!(ends.found.iter().all(|found| found.key != key(4)));
         assert_eq!(tracker.cut(key(3), flow(1 << 30, 1)), Some(77));
     }
 
