@@ -31,30 +31,30 @@ use crate::{
 };
 
 /// The host of one packet.
-pub struct Kernel {
-    /// `__sk_buff` or `xdp_md`.
+///
+/// `SKB`: there is an skb, and so a socket to ask for. Known when compiled, so that what needs one is not there without.
+pub struct Kernel<const SKB: bool> {
     context: *mut c_void,
     /// Anything that the verifier cannot know.
     unknown: u32,
-    has_cookie: bool,
 }
 
-impl Kernel {
+impl Kernel<true> {
     #[inline(always)]
     pub const fn of_skb(skb: *mut c_void, unknown: u32) -> Self {
-        Self { context: skb, unknown, has_cookie: true }
+        Self { context: skb, unknown }
     }
 }
 
-impl Kernel {
+impl Kernel<false> {
     /// For parts that ask nothing of the packet's socket.
     #[inline(always)]
     pub const fn without_packet(unknown: u32) -> Self {
-        Self { context: ptr::null_mut(), unknown, has_cookie: false }
+        Self { context: ptr::null_mut(), unknown }
     }
 }
 
-impl Host for Kernel {
+impl<const SKB: bool> Host for Kernel<SKB> {
     type Tables = SlotTables;
 
     #[inline(always)]
@@ -87,7 +87,7 @@ impl Host for Kernel {
 
     #[inline(always)]
     fn socket_cookie(&mut self) -> u64 {
-        if !self.has_cookie {
+        if !SKB {
             return 0;
         }
         // SAFETY: the helper takes an skb, and gives 0 where that has no socket.
@@ -96,6 +96,9 @@ impl Host for Kernel {
 
     #[inline(always)]
     fn tcp_socket(&mut self, _packet: &Packet, _direction: Direction) -> TcpSocket {
+        if !SKB {
+            return TcpSocket::None;
+        }
         // The packet and its direction are in the hand.
         // SAFETY: takes the program's context.
         match unsafe { find_tcp_socket(self.context.cast()) } {
@@ -229,7 +232,7 @@ unsafe fn look_up(context: *mut c_void, ends: &Ends, family: u8) -> Option<u32> 
 
 macro_rules! flows {
     ($family:ty, $key:ty, $fragment_key:ty, $established:ident, $unanswered:ident, $denied:ident, $fragments:ident) => {
-        impl Flows<$family> for Kernel {
+        impl<const SKB: bool> Flows<$family> for Kernel<SKB> {
             type Flow = *mut Flow;
 
             #[inline(always)]

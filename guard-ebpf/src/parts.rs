@@ -2,7 +2,7 @@
 //! [`Hand`] from one to the next. Each returns 0, or 1 where there is no hand, which cannot be. A part takes the context
 //! only where it uses it: LLVM would pass anything in place of an argument that nobody reads.
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use guard_common::{
     Verdict,
     abi::{Event, EventKind, Owner},
@@ -101,6 +101,78 @@ macro_rules! family {
 
 family!(V4, settle_v4, judge_v4);
 family!(V6, settle_v6, judge_v6);
+
+/// Headers of a frame at XDP.
+///
+/// # Safety
+///
+/// `frame` is the program's context.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn parse_frame(frame: *mut xdp_md, link: u32) -> i32 {
+    let Some(hand) = Hand::get() else { return 1 };
+    // SAFETY: the kernel's context.
+    let (data, end, unknown) = unsafe { ((*frame).data as usize, (*frame).data_end as usize, (*frame).rx_queue_index) };
+    let length = (end - data) as u32;
+    packet::parse_headers(&Direct::new(data, end, unknown), link_of(link), length, &mut hand.packet);
+    hand.packets = 1;
+    hand.bytes = length;
+    0
+}
+
+macro_rules! shield {
+    ($family:ty, $name:ident) => {
+        /// Judges as the wire would, where the wire would deny; else leaves [`Hand::dropped`] at 0.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $name() -> i32 {
+            let Some(hand) = Hand::get() else { return 1 };
+            let context = hand.context();
+            let mut host = Kernel::without_packet(context.bytes);
+            if judge::shield::would_deny::<$family, _>(&mut host, &context, &hand.packet) {
+                let settled = hand.settled();
+                let judgement = judge::ip::<$family, _>(&mut host, &context, &hand.packet, settled);
+                hand.set_judgement(&judgement);
+            }
+            0
+        }
+    };
+}
+
+shield!(V4, shield_v4);
+shield!(V6, shield_v6);
+
+/// As [`report`], without the packet's bytes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn report_frame() -> i32 {
+    let Some(hand) = Hand::get() else { return 1 };
+    let context = hand.context();
+    let outcome = Outcome(hand.outcome);
+    if hand.decided != 0 {
+        count_rule(context.slot, outcome);
+    }
+    if hand.ring == 0 || (hand.ring == EventKind::PacketDenied as u8 && !may_report(outcome.reason())) {
+        return 0;
+    }
+    let generation = Generation { slot: context.slot, number: context.generation, flags: context.flags };
+    let Some(mut entry) =
+        begin_event(hand.ring, hand.judged_direction, hand.dropped, outcome, &generation, context.ifindex)
+    else {
+        return 0;
+    };
+    let event = entry.as_mut_ptr();
+    // SAFETY: the entry has room for a whole event.
+    unsafe {
+        if hand.packet.refused().is_none() && hand.packet.family != 0 {
+            (*event).family = hand.packet.family;
+            (*event).key = event_key(&hand.packet, &context);
+        }
+        (*event).packet_bytes = hand.bytes;
+    }
+    entry.submit(0);
+    0
+}
 
 /// The policy's answer to [`Hand::asked`].
 #[unsafe(no_mangle)]

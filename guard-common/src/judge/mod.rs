@@ -17,6 +17,7 @@ pub mod fragment;
 mod host;
 pub mod icmp_error;
 pub mod lifetime;
+pub mod shield;
 pub mod tcp;
 
 #[cfg(test)]

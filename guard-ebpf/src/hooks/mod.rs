@@ -3,6 +3,7 @@
 mod backstop;
 mod clock;
 mod seal;
+mod shield;
 mod socket;
 mod sockets;
 mod wire;
