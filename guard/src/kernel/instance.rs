@@ -64,6 +64,7 @@ impl Instance {
     /// Returns whether it was there already. Belongs to the network namespace of the calling thread.
     pub fn start(place: &Place, options: &Options) -> Result<(Self, bool), KernelError> {
         let pins = Pins::find(place.bpffs.as_deref(), &place.instance)?;
+        pins.mount()?;
         if pins.exists()? {
             let mut instance = Self::open(place)?;
             instance.take_over(options)?;

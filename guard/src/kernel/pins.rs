@@ -22,12 +22,13 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 #[derive(Clone, Debug)]
 pub struct Pins {
+    /// Where the bpffs is, or is to be.
+    root: PathBuf,
     directory: PathBuf,
 }
 
 impl Pins {
-    /// `bpffs`: `None` is the one that is mounted, which is made at /sys/fs/bpf where there is none. A path that is not
-    /// a bpffs becomes one. Makes no directory.
+    /// `bpffs`: `None` is the one that is mounted, else the one to be at /sys/fs/bpf. Makes and mounts nothing.
     pub fn find(bpffs: Option<&Path>, instance: &str) -> Result<Self, KernelError> {
         let sound = (1..=64).contains(&instance.len())
             && instance.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
@@ -38,12 +39,20 @@ impl Pins {
             Some(path) => path.to_owned(),
             None => mounted().unwrap_or_else(|| PathBuf::from(DEFAULT_BPFFS)),
         };
-        let is_bpffs = statfs(&root).is_ok_and(|found| found.filesystem_type().0 == BPF_FS_MAGIC);
-        if !is_bpffs {
-            mount(Some("bpf"), &root, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-                .map_err(|error| KernelError::path("cannot mount a bpffs at", &root)(error.into()))?;
+        Ok(Self { directory: root.join("guard").join(instance), root })
+    }
+
+    fn is_bpffs(&self) -> bool {
+        statfs(&self.root).is_ok_and(|found| found.filesystem_type().0 == BPF_FS_MAGIC)
+    }
+
+    /// Makes a bpffs where there is none.
+    pub fn mount(&self) -> Result<(), KernelError> {
+        if self.is_bpffs() {
+            return Ok(());
         }
-        Ok(Self { directory: root.join("guard").join(instance) })
+        mount(Some("bpf"), &self.root, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+            .map_err(|error| KernelError::path("cannot mount a bpffs at", &self.root)(error.into()))
     }
 
     #[must_use]
@@ -84,7 +93,7 @@ impl Pins {
 
     /// Whether the instance is there; refuses one that others could have made.
     pub fn exists(&self) -> Result<bool, KernelError> {
-        if !self.directory.exists() {
+        if !self.is_bpffs() || !self.directory.exists() {
             return Ok(false);
         }
         check(&self.directory)?;
