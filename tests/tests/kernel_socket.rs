@@ -19,10 +19,10 @@ use guard_common::{
 use guard_tests::bpf::{OBJECT, Programs, lookup, update};
 use nix::sched::{CloneFlags, unshare};
 
-/// Rule 0: tcp/443 outbound, to any address. Nothing else.
+/// Rule 0: tcp/443 outbound, to any address; rule 1: udp/5300 inbound, from any. Nothing else.
 fn tables() -> Vec<Node> {
-    let mut nodes = vec![Node::default(); Header::FIRST_FREE as usize + 1];
-    let line = Header::FIRST_FREE;
+    let mut nodes = vec![Node::default(); Header::FIRST_FREE as usize + 2];
+    let (outbound, inbound) = (Header::FIRST_FREE, Header::FIRST_FREE + 1);
     let everywhere = |target: Target| {
         let mut node = Node::default();
         node.0[Descriptor::FIRST] = 1;
@@ -31,16 +31,18 @@ fn tables() -> Vec<Node> {
         node
     };
     for ipv6 in [false, true] {
-        nodes[root_node(Direction::Inbound, ipv6) as usize] = everywhere(Target::NOT_LISTED);
-        nodes[root_node(Direction::Outbound, ipv6) as usize] = everywhere(Target::line(Word::Service, line));
+        nodes[root_node(Direction::Inbound, ipv6) as usize] = everywhere(Target::line(Word::Service, inbound));
+        nodes[root_node(Direction::Outbound, ipv6) as usize] = everywhere(Target::line(Word::Service, outbound));
     }
-    let node = &mut nodes[line as usize].0;
-    node[..Line::TARGETS].fill(u32::MAX);
-    node[Line::TARGETS..].fill(Target::NOT_LISTED.0);
-    node[0] = 0;
-    node[1] = 6 << 16 | 443;
-    node[2] = (6 << 16 | 443) + 1;
-    node[Line::TARGETS + 1] = Target::allow(0).0;
+    for (line, service, rule) in [(outbound, 6 << 16 | 443, 0), (inbound, 17 << 16 | 5300, 1)] {
+        let node = &mut nodes[line as usize].0;
+        node[..Line::TARGETS].fill(u32::MAX);
+        node[Line::TARGETS..].fill(Target::NOT_LISTED.0);
+        node[0] = 0;
+        node[1] = service;
+        node[2] = service + 1;
+        node[Line::TARGETS + 1] = Target::allow(rule).0;
+    }
     nodes
 }
 
@@ -122,9 +124,13 @@ fn connect(to: &str) -> io::Result<()> {
 }
 
 fn send(to: &str) -> io::Result<()> {
+    send_from(0, to)
+}
+
+fn send_from(port: u16, to: &str) -> io::Result<()> {
     let to: SocketAddr = to.parse().map_err(io::Error::other)?;
-    let from = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    UdpSocket::bind(from)?.send_to(b"x", to).map(drop)
+    let from = if to.is_ipv4() { "0.0.0.0" } else { "::" };
+    UdpSocket::bind((from, port))?.send_to(b"x", to).map(drop)
 }
 
 fn refused(result: io::Result<()>) -> bool {
@@ -180,7 +186,7 @@ fn sockets_are_told_what_the_wire_would_deny() -> Result<()> {
     let mut programs = Programs::load(OBJECT, |loader| {
         loader.override_global("NETNS_COOKIE", &cookie, true).override_global("FEATURES", &features, true);
     })?;
-    programs.fill(Slot(0), &tables(), 1)?;
+    programs.fill(Slot(0), &tables(), 2)?;
     programs.set_state(&State { word: StateWord::TRACKING, ..State::default() })?;
     attach(&mut programs, &cgroup)?;
 
@@ -198,6 +204,11 @@ fn sockets_are_told_what_the_wire_would_deny() -> Result<()> {
     ensure!(refused(send("[2001:db8::1]:443")));
     ensure!(passed(connect("127.0.0.1:9")) && passed(connect("[::1]:9")) && passed(connect("0.0.0.0:9")));
 
+    // What a server sends may be an answer, which the wire knows; what another socket of ours sends is not.
+    for to in ["192.0.2.9:3000", "[2001:db8::9]:3000"] {
+        ensure!(passed(send_from(5300, to)) && refused(send_from(5301, to)), "a server's answer to {to}");
+    }
+
     // The refusals are in the flow table, once each, and counted.
     let mut flow = Flow::default();
     let key = FlowKeyV4 { remote: 0xc000_0201, remote_port: 80, protocol_scope: 6, ..FlowKeyV4::default() };
@@ -209,7 +220,7 @@ fn sockets_are_told_what_the_wire_would_deny() -> Result<()> {
     let key =
         FlowKeyV6 { remote: [0x2001_0db8, 0, 0, 1], remote_port: 443, protocol_scope: 17, ..FlowKeyV6::default() };
     lookup(programs.map("FLOWS_DENIED_V6")?, &key, &mut flow)?;
-    ensure!(programs.counted(Reason::NotListed, Direction::Outbound, true)?.packets == 6);
+    ensure!(programs.counted(Reason::NotListed, Direction::Outbound, true)?.packets == 8);
 
     // Near destinations are left to whoever judges there.
     update(programs.map("NEAR_V4")?, &(24_u32, 0xc000_0200_u32.to_be()), &1_u8)?;

@@ -116,8 +116,18 @@ fn judge(context: &SockAddrContext, call: Call, ipv6: bool, remote: [u32; 4]) ->
             subject: Subject::default(),
         };
         forget_question(&mut question, generation.number);
+        // What a datagram socket sends from its own port may be an answer to a flow that came in. Its table cannot be
+        // asked, since our address is not known yet: where such a flow could be allowed, the wire judges.
         let decision = decide(tables, &question, boot_ns);
-        if decision.outcome.verdict() == Verdict::Deny && !decision.needs_context {
+        let mut passes = decision.outcome.verdict() == Verdict::Allow || decision.needs_context;
+        let own = own_port(raw);
+        if !passes && call == Call::Send && matches!(protocol, UDP | UDP_LITE) && own != 0 {
+            let mut answered = Question { direction: Direction::Inbound, service: protocol << 16 | own, ..question };
+            forget_question(&mut answered, generation.number);
+            let inbound = decide(tables, &answered, boot_ns);
+            passes = inbound.outcome.verdict() == Verdict::Allow || inbound.needs_context;
+        }
+        if !passes {
             refused(&generation, &decision, &question, cookie);
             return REFUSE;
         }
@@ -135,6 +145,13 @@ fn protocol(raw: *mut bpf_sock_addr) -> Option<u32> {
         protocol @ (TCP | UDP | SCTP | UDP_LITE) => Some(protocol),
         _ => None,
     }
+}
+
+/// The local port of a socket that is bound to one; 0.
+#[inline(always)]
+fn own_port(raw: *mut bpf_sock_addr) -> u32 {
+    // SAFETY: the kernel's context, whose socket is never null (5.3); its port is in host order.
+    unsafe { ptr::read_volatile(&raw const (*(*raw).__bindgen_anon_1.sk).src_port) }
 }
 
 /// Loopback, and the unspecified address, which means loopback here.
