@@ -148,11 +148,11 @@ impl Process {
             }
             thread::sleep(Duration::from_millis(5));
         };
-        // A grandchild may hold the pipes: its output is not waited for.
+        // A grandchild may hold the pipes: its output is not waited for forever.
         let mut all = lock(&self.lines.all);
         while all.1 < 2 {
             let (guard, timed_out) =
-                self.lines.more.wait_timeout(all, Duration::from_millis(500)).unwrap_or_else(PoisonError::into_inner);
+                self.lines.more.wait_timeout(all, Duration::from_secs(5)).unwrap_or_else(PoisonError::into_inner);
             all = guard;
             if timed_out.timed_out() {
                 break;

@@ -19,12 +19,21 @@ use crate::{
 /// The server's end and the remote's end of one flow that was begun as the flow says.
 #[derive(Debug)]
 pub enum Session {
-    Tcp { server: TcpStream, remote: TcpStream },
-    Udp { server: UdpSocket, remote: UdpSocket },
+    /// The listener stays: it is by its port that a host knows who began a connection.
+    Tcp {
+        server: TcpStream,
+        remote: TcpStream,
+        _listener: TcpListener,
+    },
+    Udp {
+        server: UdpSocket,
+        remote: UdpSocket,
+        ends: (SocketAddr, SocketAddr),
+    },
 }
 
 impl Session {
-    /// Begins it, and says something both ways. UDP ends are connected, so that the host knows their remotes.
+    /// Begins it, and says something both ways. Who asks by UDP connects its socket; who is asked does not, as servers do.
     pub fn begin(world: &World, flow: &Flow) -> io::Result<Self> {
         let asked = flow.asked(world);
         let asker = if flow.inbound { flow.remote_address(world) } else { flow.local_address(world) };
@@ -38,16 +47,18 @@ impl Session {
                 asking.set_nodelay(true)?;
                 accepted.set_nodelay(true)?;
                 let (server, remote) = if flow.inbound { (accepted, asking) } else { (asking, accepted) };
-                Self::Tcp { server, remote }
+                Self::Tcp { server, remote, _listener: listener }
             }
             Protocol::Udp => {
                 let asked_socket = asked_place.run(|| UdpSocket::bind(asked))?;
                 let asker_socket = asker_place.run(|| UdpSocket::bind((asker, 0)))?;
                 asker_socket.connect(asked)?;
-                asked_socket.connect(asker_socket.local_addr()?)?;
-                let (server, remote) =
-                    if flow.inbound { (asked_socket, asker_socket) } else { (asker_socket, asked_socket) };
-                Self::Udp { server, remote }
+                let asker = asker_socket.local_addr()?;
+                if flow.inbound {
+                    Self::Udp { server: asked_socket, remote: asker_socket, ends: (asked, asker) }
+                } else {
+                    Self::Udp { server: asker_socket, remote: asked_socket, ends: (asker, asked) }
+                }
             }
             Protocol::Ping => return Err(io::Error::new(ErrorKind::Unsupported, "a ping has no session")),
         };
@@ -62,16 +73,16 @@ impl Session {
         const WORDS: &[u8; 5] = b"still";
         let mut heard = [0; 5];
         match self {
-            Self::Tcp { server, remote } => {
+            Self::Tcp { server, remote, .. } => {
                 let (from, to) = if from_server { (server, remote) } else { (remote, server) };
                 to.set_read_timeout(Some(limit))?;
                 from.write_all(WORDS)?;
                 to.read_exact(&mut heard)?;
             }
-            Self::Udp { server, remote } => {
-                let (from, to) = if from_server { (server, remote) } else { (remote, server) };
+            Self::Udp { server, remote, ends } => {
+                let (from, to, address) = if from_server { (server, remote, ends.1) } else { (remote, server, ends.0) };
                 to.set_read_timeout(Some(limit))?;
-                from.send(WORDS)?;
+                from.send_to(WORDS, address)?;
                 to.recv(&mut heard)?;
             }
         }
@@ -81,8 +92,8 @@ impl Session {
     /// The asker's port.
     pub fn asker(&self, flow: &Flow) -> io::Result<SocketAddr> {
         match self {
-            Self::Tcp { server, remote } => if flow.inbound { remote } else { server }.local_addr(),
-            Self::Udp { server, remote } => if flow.inbound { remote } else { server }.local_addr(),
+            Self::Tcp { server, remote, .. } => if flow.inbound { remote } else { server }.local_addr(),
+            Self::Udp { server, remote, .. } => if flow.inbound { remote } else { server }.local_addr(),
         }
     }
 

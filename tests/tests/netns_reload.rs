@@ -55,8 +55,8 @@ fn no_packet_is_judged_by_a_mixture() {
                 scope.spawn(move || flood(world, ipv6, stop))
             })
             .collect();
-        let end = Instant::now() + Duration::from_secs(6);
-        while Instant::now() < end {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(6) || (reloads < 8 && start.elapsed() < PASSES * 12) {
             let next = if reloads % 2 == 0 { b() } else { a() };
             let done = guard.reload(&next, &[]).unwrap();
             assert!(done.good(), "{}", done.text());
@@ -65,7 +65,7 @@ fn no_packet_is_judged_by_a_mixture() {
         stop.store(true, Ordering::Relaxed);
         sent = senders.into_iter().map(|sender| sender.join().unwrap()).sum();
     });
-    assert!(reloads >= 6, "only {reloads} reloads");
+    assert!(reloads >= 8, "only {reloads} reloads");
     thread::sleep(NOTHING);
 
     let of = |host: &guard_tests::world::Host, odd: u16| {
@@ -130,7 +130,10 @@ fn a_flow_that_is_no_longer_listed_is_cut_and_one_that_is_goes_on() {
             }
         }
     }
-    let done = guard.reload(&list("tcp/5000-5003, udp/5000-5003"), &[]).unwrap();
+    // This very process holds the sessions, so that guard takes them for its operator's own, and refuses.
+    let fewer = list("tcp/5000-5003, udp/5000-5003");
+    assert!(!guard.reload(&fewer, &[]).unwrap().good());
+    let done = guard.reload(&fewer, &["--cut-me"]).unwrap();
     assert!(done.good(), "{}", done.text());
     for (flow, stays, session) in &mut sessions {
         for from_server in [true, false] {

@@ -23,7 +23,7 @@ impl Instance {
         Ok(flows)
     }
 
-    /// Adds flows that began before guard; one that the programs have seen meanwhile is left as it is. How many were
+    /// Adds flows that began before guard; one that the programs have seen meanwhile keeps its counts. How many were
     /// added.
     pub fn adopt_flows(&self, flows: &[(Key, Flow)]) -> Result<usize, KernelError> {
         let mut added = 0;
@@ -39,9 +39,14 @@ impl Instance {
 
     fn adopt_one<K: sys::Plain>(&self, names: &[&str; 3], key: &K, flow: &Flow) -> Result<bool, KernelError> {
         for name in names {
-            if sys::lookup::<K, Flow>(self.map(name)?, key).map_err(failed("cannot read", name))?.is_some() {
-                return Ok(false);
+            let known = sys::lookup::<K, Flow>(self.map(name)?, key).map_err(failed("cannot read", name))?;
+            let Some(mut known) = known else { continue };
+            // Only tracked so far, its direction is that of whichever packet came first; its socket knows better.
+            if known.generation == 0 && known.direction != flow.direction {
+                known.direction = flow.direction;
+                sys::update(self.map(name)?, key, &known, sys::EXIST).map_err(failed("cannot change", name))?;
             }
+            return Ok(false);
         }
         let name = if flow.flags & Flow::ANSWERED != 0 { names[0] } else { names[1] };
         match sys::update(self.map(name)?, key, flow, sys::NOEXIST) {

@@ -19,6 +19,10 @@ const SECOND: u64 = 1_000_000_000;
 /// that late packets still belong to it.
 const CLOSED_QUIET: u64 = 2 * SECOND;
 
+/// A doorbell that rings no later than this after a known flow of the same key began is that flow's own. (A flow that
+/// follows its predecessor more closely is found by the next look at the tables.)
+const SAME_FLOW: u64 = SECOND / 100;
+
 /// Both clocks of the programs, read together.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
@@ -177,7 +181,8 @@ impl Tracker {
             known.flow.first_outcome = flow.first_outcome;
             return Some(known.flow_id);
         }
-        if flow.first_seen <= known.flow.first_seen {
+        // The doorbell's time is a little after the table's: two readings of the clock.
+        if flow.first_seen <= known.flow.first_seen.saturating_add(SAME_FLOW) {
             return None;
         }
         // Another flow with this key. The old one is not looked for any more.
@@ -450,7 +455,8 @@ mod tests {
         let findings = tracker.look([(key(1), flow(7, 2))], &at(1000));
         assert_eq!(kinds(&findings), [Finding::End(How::Replaced), Finding::Begin]);
         assert_eq!(tracker.sum().packets, [0, 5]);
-        assert!(tracker.began(key(1), flow(8, 1)).is_some());
+        assert!(tracker.began(key(1), flow(8, 1)).is_none(), "its own doorbell");
+        assert!(tracker.began(key(1), flow(7 + 2 * SAME_FLOW, 1)).is_some());
         assert_eq!(tracker.sum().packets, [0, 6]);
     }
 
