@@ -152,7 +152,8 @@ pub fn change(
     let guarded: HashSet<u32> =
         interfaces.iter().filter(|interface| interface.guarded).map(|interface| interface.index).collect();
     let known = engine.flows()?;
-    let in_tables: HashSet<Key> = known.iter().map(|(key, _)| *key).collect();
+    let judged = known.iter().filter(|(_, flow)| flow.generation != 0);
+    let in_tables: HashSet<Key> = judged.map(|(key, _)| *key).collect();
     let examined = examine(change.policy, generation, picture, &|index| guarded.contains(&index), known)?;
     let sha256 = hex(&change.policy.sha256);
     let mut changed = Changed::dry(change.policy, generation, examined.impact.clone());
@@ -172,7 +173,7 @@ pub fn change(
         Manifest::new(change.policy.name.clone(), sha256, generation, source, change.audit, examined.clocks.unix_ns);
     state.prepare(&manifest, &files)?;
 
-    // What began before guard, and no packet has shown yet: judged like any other from its next packet on.
+    // What began before guard, and was not judged yet: judged like any other from its next packet on.
     let now = engine.now()?;
     let adopted: Vec<(Key, Flow)> = examined
         .held

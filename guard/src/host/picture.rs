@@ -61,11 +61,12 @@ impl Picture {
     pub fn held(&self, guarded: &dyn Fn(u32) -> bool, tables: Vec<(Key, Flow)>) -> Vec<HeldFlow> {
         let network = Network { own: &self.own, guarded };
         let mut routes = Routes::default();
-        held::merge([
-            held::of_sockets(&self.sockets, &self.processes, &network, &mut routes),
-            held::of_conntrack(&self.tracked, &network, &mut routes),
-            held::of_tables(tables),
-        ])
+        let of_sockets = held::of_sockets(&self.sockets, &self.processes, &network, &mut routes);
+        // What was only tracked so far has the direction of whichever packet came first; a socket knows better.
+        let with_socket: HashSet<Key> = of_sockets.iter().map(|flow| flow.key).collect();
+        let tables = tables.into_iter().filter(|(key, flow)| flow.generation != 0 || !with_socket.contains(key));
+        let of_tables = held::of_tables(tables);
+        held::merge([of_sockets, held::of_conntrack(&self.tracked, &network, &mut routes), of_tables])
     }
 
     /// What carries the terminal of this process.
