@@ -32,12 +32,12 @@ pub fn run(args: &Args) -> Result<bool> {
     if let Some(reason) = needs {
         bail!("{reason}");
     }
-    let built = shell::run(
-        shell::cargo().args(["build", "--package", "guard", "--bin", "guard", "--locked", "--quiet"]),
-        Duration::from_secs(1200),
-    )?;
-    if !built.good {
-        bail!("guard does not build ({})", built.how);
+    if std::env::var_os("GUARD_BIN").is_none() {
+        let build = ["build", "--package", "guard", "--bin", "guard", "--locked", "--quiet"];
+        let built = shell::run(shell::cargo().args(build), Duration::from_secs(1200))?;
+        if !built.good {
+            bail!("guard does not build ({})", built.how);
+        }
     }
     sandbox::enter(&["demo", "--inside"])
 }
@@ -106,7 +106,7 @@ const LOG: &str = "/run/lab/guard.log";
 
 impl Guard {
     fn start(network: &Network, cgroup: &Path) -> Result<Self> {
-        let program = shell::target().join("debug/guard");
+        let program = std::env::var_os("GUARD_BIN").map_or_else(|| shell::target().join("debug/guard"), PathBuf::from);
         // As shipped it watches only.
         let text = std::fs::read_to_string(shell::root().join(POLICY)).context(POLICY)?;
         ensure!(text.contains("\nmode: audit\n"), "{POLICY} has another mode than was expected");

@@ -36,6 +36,8 @@ struct Run {
     /// Tests that find that they cannot run add a line here: name, tab, reason.
     skips: PathBuf,
     scene: leftovers::Scene,
+    /// A copy of this program: the build may replace the one that runs.
+    own: PathBuf,
 }
 
 /// Runs the ladder; false if anything failed.
@@ -51,7 +53,10 @@ pub fn run(args: &Args) -> Result<bool> {
         anyhow::ensure!(all.iter().any(|step| step.name == name), "no step is called {name} (see --list)");
     }
     let dir = tempfile::tempdir().context("no temporary directory")?;
+    let own = dir.path().join("xtask");
+    std::fs::copy(std::env::current_exe()?, &own).context("copying this program")?;
     let run = Run {
+        own,
         install: shell::is_root() && !args.no_install,
         skips: dir.path().join("skips"),
         scene: leftovers::Scene::now()?,

@@ -70,12 +70,15 @@ pub fn all() -> Vec<Step> {
     ]
 }
 
-fn ebpf(_: &Run) -> Result<Outcome> {
-    plain(Command::new(std::env::current_exe()?).args(["ebpf", "--check"]), 25)
+fn ebpf(run: &Run) -> Result<Outcome> {
+    plain(Command::new(&run.own).args(["ebpf", "--check"]), 25)
 }
 
-fn demo(_: &Run) -> Result<Outcome> {
-    plain(Command::new(std::env::current_exe()?).args(["demo", "--no-install"]), 5)
+fn demo(run: &Run) -> Result<Outcome> {
+    plain(
+        Command::new(&run.own).args(["demo", "--no-install"]).env("GUARD_BIN", shell::target().join("debug/guard")),
+        5,
+    )
 }
 
 fn clippy(_: &Run) -> Result<Outcome> {
