@@ -254,10 +254,10 @@ fn a_wrong_edit_over_ssh_comes_back_by_itself() {
 
     // Insisting cuts the session; from a remote terminal the deadline is armed without being asked for.
     let start = Instant::now();
-    let answer = shell.run(&reload("--cut-me --confirm-within 15s"), Duration::from_secs(3));
+    let answer = shell.run(&reload("--cut-me --confirm-within 6s"), Duration::from_secs(3));
     assert_eq!(guard.status().unwrap()["policy"], "wrong", "{answer:?}");
     assert!(shell.run("echo alive", Duration::from_secs(1)).is_err(), "the session is cut");
-    thread::sleep(Duration::from_millis(15_500).saturating_sub(start.elapsed()));
+    thread::sleep(Duration::from_millis(6_500).saturating_sub(start.elapsed()));
     // TCP sends again what was held up, at growing intervals.
     let back = shell.run("echo back", Duration::from_secs(45)).unwrap();
     assert!(back.contains("back"), "{back}");
