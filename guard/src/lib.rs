@@ -8,4 +8,5 @@ pub mod object;
 pub mod policy;
 pub mod record;
 pub mod replay;
+pub mod review;
 pub mod text;

@@ -9,3 +9,4 @@ pub mod recorder;
 pub mod sink;
 pub mod sweep;
 pub mod view;
+pub mod who;
