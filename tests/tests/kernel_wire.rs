@@ -13,9 +13,10 @@ use guard_tests::{
     random,
 };
 
-/// `TCX_NEXT`, `TCX_DROP`; `XDP_DROP`, `XDP_PASS`.
+/// `TCX_NEXT`; `TCX_DROP`, at ingress; `TCX_REDIRECT` to no device, which drops at egress; `XDP_DROP`, `XDP_PASS`.
 const NEXT: u32 = u32::MAX;
-const DROP: u32 = 2;
+const DROP_INBOUND: u32 = 2;
+const DROP_OUTBOUND: u32 = 7;
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 
@@ -56,10 +57,10 @@ fn the_wire_lets_through_what_is_listed_and_its_answers() -> Result<()> {
     let mut programs = programs()?;
     let question = udp(US, LISTED, [4000, 53]);
     let answer = udp(LISTED, US, [53, 4000]);
-    ensure!(programs.run("wire_ingress", &answer, None, 1)?.return_value == DROP, "an answer to nothing");
-    ensure!(programs.run("wire_egress", &udp(US, OTHER, [4000, 53]), None, 1)?.return_value == DROP);
-    ensure!(programs.run("wire_egress", &udp(US, LISTED, [4001, 54]), None, 1)?.return_value == DROP);
-    ensure!(programs.run("wire_ingress", &udp(OTHER, US, [53, 4001]), None, 1)?.return_value == DROP);
+    ensure!(programs.run("wire_ingress", &answer, None, 1)?.return_value == DROP_INBOUND, "an answer to nothing");
+    ensure!(programs.run("wire_egress", &udp(US, OTHER, [4000, 53]), None, 1)?.return_value == DROP_OUTBOUND);
+    ensure!(programs.run("wire_egress", &udp(US, LISTED, [4001, 54]), None, 1)?.return_value == DROP_OUTBOUND);
+    ensure!(programs.run("wire_ingress", &udp(OTHER, US, [53, 4001]), None, 1)?.return_value == DROP_INBOUND);
 
     let question_two = udp(US, LISTED, [4002, 53]);
     ensure!(programs.run("wire_egress", &question_two, None, 1)?.return_value == NEXT);
@@ -81,15 +82,15 @@ fn the_wire_lets_through_what_is_listed_and_its_answers() -> Result<()> {
     // could keep us from it.
     ensure!(programs.run("wire_egress", &question, None, 1)?.return_value == NEXT);
 
-    ensure!(programs.run("wire_egress", &[0xff; 64], None, 1)?.return_value == DROP, "an unknown ethertype");
+    ensure!(programs.run("wire_egress", &[0xff; 64], None, 1)?.return_value == DROP_OUTBOUND, "an unknown ethertype");
     ensure!(programs.counted(Reason::EtherType, Direction::Outbound, true)?.packets == 1);
     let mut short = udp(US, LISTED, [4000, 53]);
     short.truncate(40);
-    ensure!(programs.run("wire_egress", &short, None, 1)?.return_value == DROP);
+    ensure!(programs.run("wire_egress", &short, None, 1)?.return_value == DROP_OUTBOUND);
     ensure!(programs.counted(Reason::Truncated, Direction::Outbound, true)?.packets == 1);
     // Devices without an Ethernet header.
     ensure!(programs.run("wire_egress_l3", &question_two[14..], None, 1)?.return_value == NEXT);
-    ensure!(programs.run("wire_egress_l3", &[0xff; 64], None, 1)?.return_value == DROP);
+    ensure!(programs.run("wire_egress_l3", &[0xff; 64], None, 1)?.return_value == DROP_OUTBOUND);
     Ok(())
 }
 

@@ -163,8 +163,8 @@ fn what_cannot_be_judged_is_refused_under_its_own_reason() {
                 for frame in &kind.frames {
                     // Inbound by the link without a bridge, which may look at IP headers too.
                     let sent = send_frame(from, if outbound { "eth0" } else { "eth1" }, frame);
-                    // What tc drops on its way out, the sender is told so (ENOBUFS).
-                    assert!(outbound || sent.is_ok(), "{sent:?}");
+                    // What is dropped on its way out is gone without a word to its sender.
+                    assert!(sent.is_ok(), "{}: {sent:?}", kind.what);
                 }
             }
             thread::sleep(NOTHING / 20);
@@ -194,6 +194,46 @@ fn what_cannot_be_judged_is_refused_under_its_own_reason() {
     assert!(by_reason.len() >= 20, "{by_reason:#?}");
 }
 
+/// What the socket layer cannot see: a datagram of a connected socket, of a process that is in no guarded cgroup.
+#[test]
+fn a_sender_is_not_told_that_the_wire_drops() {
+    let Some(world) = new_world("netns_wire a_sender_is_not_told") else { return };
+    let sender = |to: IpAddr| {
+        let any: IpAddr = if to.is_ipv6() { [0_u16; 8].into() } else { [0_u8; 4].into() };
+        let socket = world.server.run(|| UdpSocket::bind((any, 0))).unwrap();
+        // Without it, Linux hides from a sender what happens to its datagrams.
+        let set = if to.is_ipv6() {
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Ipv6RecvErr, &true)
+        } else {
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Ipv4RecvErr, &true)
+        };
+        set.unwrap();
+        socket.connect((to, 7777)).unwrap();
+        socket
+    };
+    let witness = Witness::start(&world.router, World::WIRE).unwrap();
+    let left = |packet: &guard_tests::frame::Packet| packet.protocol == UDP && packet.destination_port == 7777;
+    for ipv6 in [false, true] {
+        sender(world.client.address(ipv6)).send(b"without guard").unwrap();
+        assert!(witness.waits_for(PASSES, |packet| left(packet) && packet.destination.is_ipv6() == ipv6));
+    }
+    let guard = Guard::start(&world, POLICY).unwrap();
+    witness.forget();
+    for ipv6 in [false, true] {
+        let before = guard.packets("not_listed", "outbound", true).unwrap();
+        let socket = sender(world.client.address(ipv6));
+        for _ in 0..TIMES {
+            assert_eq!(socket.send(b"denied").unwrap(), 6, "neither an error now");
+        }
+        socket.set_read_timeout(Some(NOTHING)).unwrap();
+        let error = socket.recv(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "nor one later");
+        assert_eq!(guard.packets("not_listed", "outbound", true).unwrap(), before + TIMES, "but each is counted");
+    }
+    assert_eq!(witness.count(left), 0);
+    assert_eq!(witness.lost().unwrap(), 0);
+}
+
 #[test]
 fn fragments_follow_their_first() {
     let Some(world) = new_world("netns_wire fragments_follow_their_first") else { return };
@@ -208,7 +248,7 @@ fn fragments_follow_their_first() {
     let there_and_back = |place: &guard_tests::world::Inside, to: SocketAddr, limit| -> bool {
         let socket = udp_socket(place, to.is_ipv6(), limit).unwrap();
         let mut back = vec![0; 10_000];
-        // Refused on its way out, it may be told at once.
+        // Refused by the socket layer, it is told at once.
         socket.send_to(&large, to).is_ok() && socket.recv(&mut back).is_ok_and(|length| back[..length] == large)
     };
     for echo in &echoes {

@@ -1,22 +1,30 @@
 //! Runs as the only program of a virtual machine (`cargo xtask vm load`): guard on this kernel. Each result is one line
 //! on the serial console that begins with `guard-vm: `.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use guard_tests::{
     bpf::{OBJECT, Programs},
     echo::{Echo, tcp_reaches, udp_reaches},
+    flows::Flow,
     guard::Guard,
+    session::Session,
     world::World,
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 fn main() -> ExitCode {
     let mut good = true;
-    for (name, result) in
-        [("programs load", load()), ("a world without guard", world()), ("one allowed and one denied flow", flows())]
-    {
+    for (name, result) in [
+        ("programs load", load()),
+        ("a world without guard", world()),
+        ("one allowed and one denied flow", flows()),
+        ("a connection outlives a wrong edit", cut()),
+    ] {
         match result {
             Ok(()) => println!("guard-vm: passed {name}"),
             Err(error) => {
@@ -90,6 +98,35 @@ fn flows() -> Result<()> {
             ensure!((tcp.1.reached(), udp.1.reached()) == (0, 0), "a denied flow reached {address}");
         }
     }
+    guard.stop()?;
+    guard.release()?;
+    Ok(())
+}
+
+/// Longer than the 8 s after which TCP gives up where the host itself tells it that its packets are dropped.
+const CUT: Duration = Duration::from_secs(15);
+
+/// Cut by a change that nobody confirms, a connection goes on when the kernel undoes it.
+fn cut() -> Result<()> {
+    let world = World::create().context("a world")?;
+    let mut guard = Guard::start(&world, POLICY)?;
+    let flow = Flow::new("in tcp client 7000", false);
+    let mut session = Session::begin(&world, &flow)?;
+    let before = guard.packets("not_listed", "outbound", true)?;
+    let wrong = POLICY.replace("from: [192.0.2.20,", "from: [192.0.2.21,");
+    let within = format!("{}s", CUT.as_secs());
+    let start = Instant::now();
+    // The connection ends in this very process, so guard would refuse to cut it.
+    let done = guard.reload(&wrong, &["--cut-me", "--confirm-within", &within])?;
+    ensure!(done.good(), "reload: {}", done.text());
+    ensure!(session.speaks(true, SHORT).is_err(), "it is not cut");
+    std::thread::sleep(CUT.saturating_sub(start.elapsed()));
+    let tried = guard.packets("not_listed", "outbound", true)? - before;
+    println!("guard-vm: cut: {tried} packets of the server were dropped meanwhile");
+    ensure!(tried >= 3, "only {tried} packets were held back");
+    session.speaks(true, CUT * 2).context("after the deadline, from the server")?;
+    println!("guard-vm: cut: goes on {:?} after the change", start.elapsed());
+    session.speaks(false, CUT * 2).context("after the deadline, to the server")?;
     guard.stop()?;
     guard.release()?;
     Ok(())
