@@ -9,4 +9,5 @@ pub mod policy;
 pub mod record;
 pub mod replay;
 pub mod review;
+pub mod store;
 pub mod text;

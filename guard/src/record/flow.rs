@@ -118,6 +118,12 @@ impl Key {
         }
     }
 
+    /// Index of the interface where the remote is link-local, else 0.
+    #[must_use]
+    pub fn scope(&self) -> u32 {
+        self.protocol_scope() >> 8
+    }
+
     #[must_use]
     pub fn is_icmp(&self) -> bool {
         matches!(self.protocol(), ICMP | ICMPV6)

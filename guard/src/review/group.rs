@@ -29,6 +29,8 @@ pub enum Remote {
     Zone(Arc<str>),
     /// /24 or /48.
     Network(IpNet),
+    /// One of so many that they are kept as one (see `store`).
+    Many,
 }
 
 impl Remote {
@@ -53,6 +55,7 @@ impl fmt::Display for Remote {
             Self::Group(text) => write!(out, "group {text}"),
             Self::Zone(text) => write!(out, "names in {text}"),
             Self::Network(network) => write!(out, "{network}"),
+            Self::Many => write!(out, "many networks"),
         }
     }
 }
