@@ -80,9 +80,11 @@ fn a_socket_is_told_at_once() {
         .wait_records(|record| record["guard"]["event"] == "socket_denied" && record["dest_port"] == 9001)
         .unwrap();
     for record in &records {
-        let program = record["guard"]["program"].as_str().unwrap_or_default();
+        let who = &record["guard"]["who"];
+        let program = who["exe"].as_str().or(who["comm"].as_str()).unwrap_or_default();
         assert!(program.contains("guard-test-agen"), "{record}");
-        assert!(record["guard"]["pid"].as_u64() > Some(1), "{record}");
+        assert!(who["pid"].as_u64() > Some(1), "{record}");
+        assert_eq!(who["found_by"], "socket", "{record}");
         assert_eq!((&record["guard"]["verdict"], &record["guard"]["reason"]), (&"deny".into(), &"not_listed".into()));
     }
     // Connecting UDP sends nothing, and resolvers and ping do it on ports that they never use: no refusal, no record.

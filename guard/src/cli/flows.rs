@@ -2,7 +2,7 @@ use clap::Args;
 
 use super::{Exit, Global, InstanceArgs, output};
 use crate::{
-    daemon::{attached, change, control, kept, state_dir::Kept},
+    daemon::{attached, control, kept, state_dir::Kept},
     record::{
         clock::Clock,
         recorder::RuleNames,
@@ -39,7 +39,7 @@ pub fn run(args: &FlowsArgs, global: &Global) -> anyhow::Result<Exit> {
     for which in [Kept::Previous, Kept::Active] {
         // Without the kept policy flows have rule numbers instead of names.
         if let Ok(Some((manifest, policy))) = kept::load(&state, which) {
-            names.insert(manifest.generation, change::labels(&policy), change::enforces(&policy));
+            names.insert_policy(manifest.generation, &policy);
         }
     }
     let (clock, now) = (Clock::read()?, engine.now()?);

@@ -97,7 +97,7 @@ impl<'a> Daemon<'a> {
 
     /// Names for the rules of a policy that is in force.
     pub fn know(&mut self, generation: u32, policy: &Policy) {
-        self.recorder.names.insert(generation, change::labels(policy), change::enforces(policy));
+        self.recorder.names.insert_policy(generation, policy);
     }
 
     /// Runs until told to stop. Must be called inside a `LocalSet`.
@@ -154,7 +154,7 @@ impl<'a> Daemon<'a> {
                 }
                 _ = tick.tick() => self.tick(),
                 _ = watch_hooks.tick() => self.watch_hooks(),
-                _ = flush.tick() => self.recorder.sink.flush(),
+                _ = flush.tick() => self.recorder.flush(),
                 () = sleep_until(next_sweep) => {
                     let began = Instant::now();
                     self.sweep();
@@ -178,6 +178,7 @@ impl<'a> Daemon<'a> {
         if ended == Ended::Signal {
             self.sweep();
         }
+        self.recorder.flush();
         self.recorder.sink.sync();
         Ok(ended)
     }

@@ -1,9 +1,11 @@
 //! What this host holds and runs, read without changing anything: sockets, processes, forwarded flows, and which
 //! connection carries the terminal that asks.
 
+pub mod cgroup;
 pub mod conntrack;
 pub mod firewalls;
 pub mod held;
+pub mod identity;
 pub(crate) mod netlink;
 pub mod picture;
 pub mod processes;

@@ -3,7 +3,7 @@
 //! What Suricata has no field for is in one object, `guard`. A flow's source is whoever began it. docs/records.md lists
 //! every field.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use guard_common::{
@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::{
     clock::{Clock, timestamp},
     flow::{ICMP, ICMPV6, Key, TCP, UDP, has_ports},
+    who,
 };
 
 /// Link type of raw IP packets (LINKTYPE_RAW of the pcap formats).
@@ -133,17 +134,27 @@ pub struct GuardPart {
     /// Whether the packet was stopped: never in audit mode.
     pub dropped: bool,
     /// Name of the rule that decided; null where none did.
-    pub rule: Option<String>,
+    pub rule: Option<Arc<str>>,
     pub reason: &'static str,
     pub direction: &'static str,
     pub generation: u32,
-    /// The executable where it could be read in time, else `comm`.
+    /// `/etc/machine-id`; empty where there is none.
+    pub machine_id: Arc<str>,
+    /// Of a flow: [`crate::review::group::Group::id`], 16 hex digits.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub program: Option<String>,
+    pub group: Option<String>,
+    /// Of a flow: the remote as its group knows it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pid: Option<u32>,
+    pub remote_group: Option<String>,
+    /// Left out where no process is to be expected: nothing listens there.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub uid: Option<u32>,
+    pub who: Option<who::Shared>,
+    /// What the remote was asked as, the latest first. Labels, never proof.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<Arc<str>>,
+    /// Inbound: whether something listened on the port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listening: Option<bool>,
     /// Began before guard did.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub adopted: bool,
@@ -153,14 +164,6 @@ pub struct GuardPart {
     /// The doorbell was lost; written from the flow table.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub late: bool,
-}
-
-/// Which process, where the socket layer saw it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Program {
-    pub name: String,
-    pub pid: u32,
-    pub uid: u32,
 }
 
 impl Ends {
@@ -270,7 +273,7 @@ impl DropPart {
 
 impl GuardPart {
     #[must_use]
-    pub fn new(event: Moment, outcome: Outcome, direction: Direction, generation: u32, rule: Option<String>) -> Self {
+    pub fn new(event: Moment, outcome: Outcome, direction: Direction, generation: u32, rule: Option<Arc<str>>) -> Self {
         Self {
             event,
             verdict: outcome.verdict().as_str(),
@@ -279,23 +282,16 @@ impl GuardPart {
             reason: outcome.reason().as_str(),
             direction: direction.as_str(),
             generation,
-            program: None,
-            pid: None,
-            uid: None,
+            machine_id: "".into(),
+            group: None,
+            remote_group: None,
+            who: None,
+            names: Vec::new(),
+            listening: None,
             adopted: false,
             end: None,
             late: false,
         }
-    }
-
-    #[must_use]
-    pub fn by(mut self, program: Option<Program>) -> Self {
-        if let Some(program) = program {
-            self.program = Some(program.name);
-            self.pid = Some(program.pid);
-            self.uid = Some(program.uid);
-        }
-        self
     }
 }
 
@@ -337,11 +333,9 @@ mod tests {
     fn a_dropped_flow_is_a_drop_event() {
         let key = Key::new(TCP, "203.0.113.9".parse().unwrap(), 4444, "192.0.2.1".parse().unwrap(), 40000, 0).unwrap();
         let outcome = Outcome::without_rule(Reason::NotListed);
-        let mut guard = GuardPart::new(Moment::Begin, outcome, Direction::Outbound, 7, None).by(Some(Program {
-            name: "/usr/bin/nc".to_owned(),
-            pid: 12,
-            uid: 0,
-        }));
+        let mut guard = GuardPart::new(Moment::Begin, outcome, Direction::Outbound, 7, None);
+        let exe = Some("/usr/bin/nc".to_owned());
+        guard.who = Some(who::Who { found_by: who::FoundBy::Socket, pid: 12, exe, ..who::Who::default() }.into());
         guard.dropped = true;
         let mut record = Record::new(1_767_323_045_678_901_234, "db1", guard).with_head(&[0x45]);
         record.flow_id = Some(key.flow_id(1));
@@ -360,7 +354,7 @@ mod tests {
         );
         assert_eq!(json["guard"]["verdict"], "deny");
         assert_eq!(json["guard"]["rule"], serde_json::Value::Null);
-        assert_eq!(json["guard"]["program"], "/usr/bin/nc");
+        assert_eq!(json["guard"]["who"]["exe"], "/usr/bin/nc");
         assert_eq!(json["guard"]["direction"], "outbound");
         assert!(json["community_id"].as_str().unwrap().starts_with("1:"));
     }

@@ -1,11 +1,15 @@
 //! The way of a record: the kernel's flow tables (the truth) and its ring buffer (the doorbell) to lines that others
 //! can read.
 
+pub mod attributor;
 pub mod clock;
 pub mod community_id;
 pub mod eve;
 pub mod flow;
+pub mod observer;
+mod recent;
 pub mod recorder;
+pub mod rule_names;
 pub mod sink;
 pub mod sweep;
 pub mod view;

@@ -1,10 +1,11 @@
 //! Events and findings to records: names for rules, interfaces and programs, then into the sink and to whoever follows.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     fs,
     io::{self, BufRead, BufReader},
     path::Path,
+    sync::Arc,
 };
 
 use guard_common::{
@@ -13,84 +14,108 @@ use guard_common::{
     decide::Outcome,
 };
 
+pub use super::rule_names::RuleNames;
 use super::{
+    attributor::Attributor,
     clock::Clock,
-    eve::{DropPart, Ends, FlowPart, GuardPart, Moment, Program, Record, TcpPart},
+    eve::{DropPart, Ends, FlowPart, GuardPart, Moment, Record, TcpPart},
     flow::Key,
+    observer::{self, Observer},
+    recent::Recent,
     sink::Sink,
     sweep::{Finding, Found, Now, Tracker},
+    who,
 };
-
-/// Rule names by generation: a record may be of a generation that is no longer in force.
-#[derive(Clone, Debug, Default)]
-pub struct RuleNames {
-    by_generation: BTreeMap<u32, Names>,
-}
-
-#[derive(Clone, Debug)]
-struct Names {
-    labels: Vec<String>,
-    /// Directions in which this generation drops: `[inbound, outbound]`.
-    enforces: [bool; 2],
-}
-
-/// How many generations' names are kept.
-const GENERATIONS: usize = 8;
-
-impl RuleNames {
-    pub fn insert(&mut self, generation: u32, labels: Vec<String>, enforces: [bool; 2]) {
-        self.by_generation.insert(generation, Names { labels, enforces });
-        while self.by_generation.len() > GENERATIONS {
-            self.by_generation.pop_first();
-        }
-    }
-
-    /// The rule's name; its number where the generation's policy is not at hand; `None` where no rule decided.
-    #[must_use]
-    pub fn of(&self, generation: u32, outcome: Outcome) -> Option<String> {
-        let rule = outcome.rule()?;
-        let known = self.by_generation.get(&generation).and_then(|names| names.labels.get(rule as usize));
-        Some(known.cloned().unwrap_or_else(|| format!("#{rule}")))
-    }
-
-    /// Whether that generation drops what it denies.
-    #[must_use]
-    pub fn enforces(&self, generation: u32, direction: Direction) -> bool {
-        self.by_generation.get(&generation).is_some_and(|names| names.enforces[direction as usize])
-    }
-}
+use crate::review::{
+    group::Group,
+    observed::{Fate, Observed},
+};
 
 /// Is handed every record that is written.
 pub type Follower = Box<dyn FnMut(&Record)>;
 
-/// Writes records.
+/// Writes records, and tells of each flow beside them.
 pub struct Recorder {
     pub sink: Sink,
     pub tracker: Tracker,
     pub names: RuleNames,
     pub clock: Clock,
-    host: String,
+    pub attributor: Attributor,
+    host: Arc<str>,
+    machine: Arc<str>,
+    /// What is known of a flow beside its counts, by its id, so that its later records say it too.
+    notes: Recent<u64, Note>,
     /// Handed a copy of each line's record.
     follower: Option<Follower>,
+    observer: Option<Box<dyn Observer>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Note {
+    who: Option<who::Shared>,
+    listening: Option<bool>,
+}
+
+/// How many flows' notes are kept at least.
+const NOTES: usize = 65_536;
+
+/// One moment of one flow, from whichever side it came.
+struct Told<'a> {
+    moment: Moment,
+    key: Key,
+    flow: Flow,
+    flow_id: u64,
+    outcome: Outcome,
+    generation: u32,
+    /// Stopped, now or, for an end, ever.
+    dropped: bool,
+    /// Boot-time nanoseconds.
+    time: u64,
+    last_ns: u64,
+    end: Option<&'static str>,
+    late: bool,
+    owner: Option<&'a Owner>,
+    packet_bytes: u32,
+    head: &'a [u8],
 }
 
 impl Recorder {
     #[must_use]
     pub fn new(sink: Sink, tracker: Tracker, clock: Clock) -> Self {
-        let host = nix::unistd::gethostname()
-            .ok()
-            .and_then(|name| name.into_string().ok())
-            .unwrap_or_else(|| "unknown".to_owned());
-        Self { sink, tracker, names: RuleNames::default(), clock, host, follower: None }
+        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        Self {
+            sink,
+            tracker,
+            names: RuleNames::default(),
+            clock,
+            attributor: Attributor::default(),
+            host: host.as_deref().unwrap_or("unknown").into(),
+            machine: machine_id().into(),
+            notes: Recent::new(NOTES),
+            follower: None,
+            observer: None,
+        }
     }
 
     pub fn follow(&mut self, follower: Follower) {
         self.follower = Some(follower);
     }
 
+    /// Tells `observer` of every flow from now on.
+    pub fn observe(&mut self, observer: Box<dyn Observer>) {
+        self.observer = Some(observer);
+    }
+
+    /// Writes what waits.
+    pub fn flush(&mut self) {
+        self.sink.flush();
+        if let Some(observer) = &mut self.observer {
+            observer.flush();
+        }
+    }
+
     /// One event of the ring buffer.
     pub fn event(&mut self, event: &Event) {
-        let direction = Direction::from_u8(event.direction);
         let key = Key::from_event(event.family, &event.key);
         let moment = match event.kind {
             kind if kind == EventKind::FlowBegan as u8 => Moment::Begin,
@@ -100,38 +125,50 @@ impl Recorder {
             // A kind that this version does not know is still told.
             _ => Moment::Packet,
         };
+        let mut flow = first_look(event);
         let flow_id = match (moment, key) {
-            (Moment::Begin, Some(key)) => match self.tracker.began(key, first_look(event)) {
-                None => return,
-                id => id,
-            },
-            (Moment::Cut, Some(key)) => match self.tracker.cut(key, first_look(event)) {
-                None => return,
-                id => id,
-            },
+            (Moment::Begin, Some(key)) => self.tracker.began(key, flow),
+            (Moment::Cut, Some(key)) => self.tracker.cut(key, flow),
             (Moment::SocketDenied, Some(key)) => {
-                let mut flow = first_look(event);
                 flow.flags = Flow::AT_SOCKET;
                 Some(self.tracker.refused(key, flow))
             }
-            _ => None,
+            _ => return self.without_flow(event, moment),
         };
+        // Told already: by a look at the tables.
+        let (Some(key), Some(flow_id)) = (key, flow_id) else { return };
+        self.tell(&Told {
+            moment,
+            key,
+            flow,
+            flow_id,
+            outcome: event.outcome,
+            generation: event.generation,
+            dropped: event.dropped != 0,
+            time: event.time,
+            last_ns: event.time,
+            end: None,
+            late: false,
+            owner: (event.owner.pid != 0).then_some(&event.owner),
+            packet_bytes: event.packet_bytes,
+            head: head_of(event),
+        });
+    }
 
+    /// A sealed option, or a packet that belongs to no flow.
+    fn without_flow(&mut self, event: &Event, moment: Moment) {
+        let direction = Direction::from_u8(event.direction);
         let rule = self.names.of(event.generation, event.outcome);
-        let mut guard =
-            GuardPart::new(moment, event.outcome, direction, event.generation, rule).by(program(&event.owner));
+        let mut guard = GuardPart::new(moment, event.outcome, direction, event.generation, rule);
+        guard.machine_id = Arc::clone(&self.machine);
         guard.dropped = event.dropped != 0;
-        let head = &event.head[..(event.head_bytes as usize).min(HEAD_BYTES)];
-        let dropped = guard.dropped;
+        guard.who = (event.owner.pid != 0).then(|| self.attributor.of_owner(&event.owner));
+        let head = head_of(event);
         let mut record = Record::new(self.clock.unix_ns(event.time), &self.host, guard).with_head(head);
-        record.flow_id = flow_id;
         record.in_iface = interface_name(event.ifindex);
-        record.ends = key.map(|key| Ends::new(&key, direction));
-        if dropped {
+        record.ends = Key::from_event(event.family, &event.key).map(|key| Ends::new(&key, direction));
+        if event.dropped != 0 {
             record.drop = Some(DropPart::new(event.packet_bytes, head, event.outcome.reason()));
-        }
-        if moment == Moment::Begin {
-            record.flow = Some(FlowPart::new(&first_look(event), self.clock, event.time, None));
         }
         self.put(&record);
     }
@@ -146,23 +183,100 @@ impl Recorder {
             Finding::Cut => (Moment::Cut, flow.outcome, flow.cut_generation, last_ns, None),
             Finding::End(how) => (Moment::End, flow.outcome, flow.generation, last_ns, Some(how.as_str())),
         };
-        let rule = self.names.of(generation, outcome);
-        let mut guard = GuardPart::new(moment, outcome, direction, generation, rule);
-        guard.dropped = outcome.verdict() == Verdict::Deny && self.names.enforces(generation, direction);
-        guard.adopted = flow.flags & Flow::ADOPTED != 0;
-        guard.late = !matches!(finding, Finding::End(_));
-        guard.end = end;
-        let dropped_now = guard.dropped && moment != Moment::End;
-        let mut record = Record::new(self.clock.unix_ns(time), &self.host, guard);
-        record.flow_id = Some(*flow_id);
-        record.in_iface = interface_name(flow.ifindex);
+        self.tell(&Told {
+            moment,
+            key: *key,
+            flow: *flow,
+            flow_id: *flow_id,
+            outcome,
+            generation,
+            dropped: outcome.verdict() == Verdict::Deny && self.names.enforces(generation, direction),
+            time,
+            last_ns,
+            end,
+            late: end.is_none(),
+            owner: None,
+            packet_bytes: 0,
+            head: &[],
+        });
+    }
+
+    fn tell(&mut self, told: &Told<'_>) {
+        let Told { moment, key, flow, outcome, generation, .. } = told;
+        let direction = Direction::from_u8(flow.direction);
+        let note = self.note(told);
+        let rule = self.names.of(*generation, *outcome);
+        let names: Vec<Arc<str>> = Vec::new();
+        let group_remote = observer::remote_group(
+            self.names.remote(*generation, *outcome),
+            names.first().map(|name| &**name),
+            key.remote(),
+        );
+        let interface = interface_name(flow.ifindex);
+        let observed = Observed {
+            flow_id: told.flow_id,
+            host: Arc::clone(&self.host),
+            machine: Arc::clone(&self.machine),
+            first: micros(self.clock.unix_ns(flow.first_seen)),
+            last: micros(self.clock.unix_ns(told.last_ns.max(flow.first_seen))),
+            direction,
+            key: *key,
+            interface: interface.as_deref().map(Arc::from),
+            fate: fate(*outcome, told.dropped),
+            rule: rule.clone(),
+            reason: outcome.reason().as_str().into(),
+            generation: *generation,
+            packets: flow.packets,
+            bytes: flow.bytes,
+            answered: flow.flags & Flow::ANSWERED != 0,
+            adopted: flow.flags & Flow::ADOPTED != 0,
+            listening: note.listening,
+            who: note.who.clone(),
+            names,
+            remote_group: group_remote,
+            head: told.head.to_vec(),
+        };
+
+        let mut guard = GuardPart::new(*moment, *outcome, direction, *generation, rule);
+        guard.machine_id = Arc::clone(&self.machine);
+        guard.group = Some(Group::of(&observed).id().to_string());
+        guard.remote_group = Some(observed.remote_group.to_string());
+        guard.dropped = told.dropped;
+        guard.who = note.who;
+        guard.names.clone_from(&observed.names);
+        guard.listening = note.listening;
+        guard.adopted = observed.adopted;
+        guard.late = told.late;
+        guard.end = told.end;
+        let mut record = Record::new(self.clock.unix_ns(told.time), &self.host, guard).with_head(told.head);
+        record.flow_id = Some(told.flow_id);
+        record.in_iface = interface;
         record.ends = Some(Ends::new(key, direction));
-        record.flow = Some(FlowPart::new(flow, self.clock, last_ns, end));
+        record.flow = Some(FlowPart::new(flow, self.clock, told.last_ns, told.end));
         record.tcp = TcpPart::new(flow);
-        if dropped_now {
-            record.drop = Some(DropPart::new(0, &[], outcome.reason()));
+        if told.dropped && *moment != Moment::End {
+            record.drop = Some(DropPart::new(told.packet_bytes, told.head, outcome.reason()));
         }
         self.put(&record);
+        if let Some(observer) = &mut self.observer {
+            observer.observed(&observed, *moment);
+        }
+    }
+
+    /// Who, as known from an earlier moment, else as found now.
+    fn note(&mut self, told: &Told<'_>) -> Note {
+        let mut note = self.notes.get(&told.flow_id).cloned().unwrap_or_default();
+        if note.who.as_ref().is_none_or(|who| who.found_by == who::FoundBy::Unknown) {
+            let found = self.attributor.of_flow(&told.key, &told.flow, told.owner);
+            note.listening = found.listening.or(note.listening);
+            note.who = found.who.or(note.who);
+        }
+        if told.moment == Moment::End {
+            self.notes.remove(&told.flow_id);
+        } else {
+            self.notes.insert(told.flow_id, note.clone());
+        }
+        note
     }
 
     fn put(&mut self, record: &Record) {
@@ -171,6 +285,35 @@ impl Recorder {
             follower(record);
         }
     }
+}
+
+/// What became of a flow that this outcome was given.
+fn fate(outcome: Outcome, dropped: bool) -> Fate {
+    match (outcome.reason(), outcome.verdict()) {
+        (Reason::Tracking, _) => Fate::Seen,
+        (_, Verdict::Allow) => Fate::Allowed,
+        (_, Verdict::Deny) if dropped => Fate::Denied,
+        (_, Verdict::Deny) => Fate::WouldDeny,
+    }
+}
+
+fn micros(unix_ns: i128) -> i64 {
+    i64::try_from(unix_ns / 1000).unwrap_or(0)
+}
+
+/// As systemd keeps it (machine-id(5)); empty where there is none.
+fn machine_id() -> String {
+    let text = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let id = text.trim();
+    if id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        id.to_ascii_lowercase()
+    } else {
+        String::new()
+    }
+}
+
+fn head_of(event: &Event) -> &[u8] {
+    &event.head[..(event.head_bytes as usize).min(HEAD_BYTES)]
 }
 
 /// What an event tells of its flow: its first packet.
@@ -190,21 +333,6 @@ fn first_look(event: &Event) -> Flow {
     flow.packets[direction] = 1;
     flow.bytes[direction] = u64::from(event.packet_bytes);
     flow
-}
-
-/// Who asked, where the socket layer saw it. The executable is looked up now, and believed only if the process still
-/// has the name it had then.
-fn program(owner: &Owner) -> Option<Program> {
-    if owner.pid == 0 {
-        return None;
-    }
-    let end = owner.comm.iter().position(|&byte| byte == 0).unwrap_or(owner.comm.len());
-    let comm = String::from_utf8_lossy(&owner.comm[..end]).into_owned();
-    let still = fs::read(format!("/proc/{}/comm", owner.pid))
-        .is_ok_and(|now| now.strip_suffix(b"\n").unwrap_or(&now) == &owner.comm[..end]);
-    let exe = if still { fs::read_link(format!("/proc/{}/exe", owner.pid)).ok() } else { None };
-    let name = exe.map_or(comm, |exe| exe.to_string_lossy().into_owned());
-    Some(Program { name, pid: owner.pid, uid: owner.uid })
 }
 
 fn interface_name(index: u32) -> Option<String> {
@@ -406,18 +534,5 @@ mod tests {
         assert_eq!(records[1]["guard"]["end"], "evicted");
         assert_eq!(records[1]["flow_id"], records[0]["flow_id"]);
         assert!(begun_before(&home.path().join("flows.jsonl")).unwrap().ended.values().all(|ended| *ended));
-    }
-
-    #[test]
-    fn names_of_old_generations_are_kept_for_a_while() {
-        let mut names = RuleNames::default();
-        for generation in 1..=20 {
-            names.insert(generation, vec![format!("rule of {generation}")], [true, false]);
-        }
-        let outcome = Outcome::new(Reason::RuleAllow, 0);
-        assert_eq!(names.of(20, outcome).as_deref(), Some("rule of 20"));
-        assert_eq!(names.of(1, outcome).as_deref(), Some("#0"));
-        assert_eq!(names.of(20, Outcome::default()), None);
-        assert!(names.enforces(20, Direction::Inbound) && !names.enforces(20, Direction::Outbound));
     }
 }

@@ -20,7 +20,7 @@ pub struct FlowLine {
     /// As `explain` reads it.
     pub flow: String,
     pub verdict: &'static str,
-    pub rule: Option<String>,
+    pub rule: Option<std::sync::Arc<str>>,
     pub reason: &'static str,
     pub direction: &'static str,
     pub src_ip: IpAddr,
@@ -137,8 +137,13 @@ pub fn render_record(line: &str) -> String {
         String::new()
     };
     let mut shown = format!("{time}Z {verdict:<10} {way} {ends}  {}  {why}", text(&guard["event"]));
-    if let Some(program) = guard["program"].as_str() {
-        shown.push_str(&format!("  {program} {}", text(&guard["pid"])));
+    let who = &guard["who"];
+    if let Some(program) = who["exe"].as_str().or(who["comm"].as_str()).filter(|program| !program.is_empty()) {
+        shown.push_str(&format!("  {program} {}", text(&who["pid"])));
+    }
+    for (at, name) in guard["names"].as_array().into_iter().flatten().enumerate() {
+        shown.push_str(if at == 0 { "  asked as " } else { ", " });
+        shown.push_str(&text(name));
     }
     crate::daemon::report::harmless(&shown)
 }
@@ -190,10 +195,11 @@ mod tests {
     fn records_are_shown_harmless() {
         let line = r#"{"timestamp":"2026-01-02T03:04:05.678901+0000","src_ip":"2001:db8::1","src_port":40000,
             "dest_ip":"2001:db8::9","dest_port":443,"proto":"TCP","guard":{"event":"begin","verdict":"deny",
-            "dropped":true,"rule":null,"reason":"not_listed","direction":"outbound","program":"a\u001b[2J","pid":7}}"#;
+            "dropped":true,"rule":null,"reason":"not_listed","direction":"outbound","who":{"exe":"a\u001b[2J","pid":7},"names":["b\u001b.example.org"]}}"#;
         assert_eq!(
             render_record(line),
-            "03:04:05.678Z DENIED     out TCP [2001:db8::1]:40000 -> [2001:db8::9]:443  begin  not_listed  a\u{fffd}[2J 7"
+            "03:04:05.678Z DENIED     out TCP [2001:db8::1]:40000 -> [2001:db8::9]:443  begin  not_listed  a\u{fffd}[2J 7  asked as \
+             b\u{fffd}.example.org"
         );
         assert!(render_record("{\"missed\":3}").contains("3 records"));
         assert_eq!(render_record("\u{1b}"), "\u{fffd}");

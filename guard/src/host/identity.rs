@@ -1,0 +1,484 @@
+//! One process, from /proc, as records name it. Whatever vanishes while it is read is left out.
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    fs, io,
+    io::Read,
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::cgroup;
+use crate::record::who::{ARGUMENT_BYTES, ExeKind, PARENTS, Parent, Unusual, Who};
+
+/// `OVERLAYFS_SUPER_MAGIC` (linux/magic.h).
+const OVERLAYFS: i64 = 0x794c_7630;
+/// Clock ticks a second of /proc: USER_HZ, 100 on every architecture that guard runs on.
+const NS_PER_TICK: u64 = 10_000_000;
+const DELETED: &[u8] = b" (deleted)";
+
+/// Reads processes, and keeps what is the same for many.
+#[derive(Debug)]
+pub struct Identities {
+    proc: PathBuf,
+    users: Users,
+    containers: cgroup::Containers,
+    own_netns: u64,
+    own_mount_ns: u64,
+}
+
+impl Default for Identities {
+    fn default() -> Self {
+        let proc = PathBuf::from("/proc");
+        // This thread's: guard may run in another namespace than its main thread began in.
+        let own_netns = inode(&proc.join("thread-self/ns/net")).unwrap_or(0);
+        let own_mount_ns = inode(&proc.join("self/ns/mnt")).unwrap_or(0);
+        Self { proc, users: Users::default(), containers: cgroup::Containers::default(), own_netns, own_mount_ns }
+    }
+}
+
+/// What `stat` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    pub comm: String,
+    pub parent: u32,
+    /// As [`Who::started`].
+    pub started: u64,
+}
+
+impl Identities {
+    /// The process with this id, as it is now; `found_by` is left to the caller. `None`: there is none.
+    pub fn read(&mut self, pid: u32) -> Option<Who> {
+        let directory = self.proc.join(pid.to_string());
+        let stat = self.stat(pid)?;
+        let (exe, exe_kind) = self.exe(&directory);
+        let (args, args_cut) = arguments(&directory);
+        let uid = uid(&directory);
+        let cgroup = fs::read(directory.join("cgroup")).unwrap_or_default();
+        let place = cgroup::parse(&String::from_utf8_lossy(&cgroup));
+        let netns = inode(&directory.join("ns/net")).filter(|netns| *netns != self.own_netns);
+        let mut who = Who {
+            pid,
+            started: stat.started,
+            comm: stat.comm,
+            exe,
+            exe_kind,
+            args,
+            args_cut,
+            uid,
+            user: uid.and_then(|uid| self.users.name(uid)),
+            parents: self.parents(stat.parent),
+            unit: place.unit,
+            container: place.container.map(|id| self.containers.describe(id)),
+            netns,
+            ..Who::default()
+        };
+        who.unusual = self.unusual(&who, Some(&directory));
+        Some(who)
+    }
+
+    #[must_use]
+    pub fn stat(&self, pid: u32) -> Option<Stat> {
+        parse_stat(&fs::read(self.proc.join(pid.to_string()).join("stat")).ok()?)
+    }
+
+    pub fn user(&mut self, uid: u32) -> Option<String> {
+        self.users.name(uid)
+    }
+
+    /// The parent, its parent, and so on.
+    #[must_use]
+    pub fn parents(&self, first: u32) -> Vec<Parent> {
+        let mut parents = Vec::new();
+        let mut pid = first;
+        while pid != 0 && parents.len() < PARENTS {
+            let Some(stat) = self.stat(pid) else { break };
+            let exe = self.exe(&self.proc.join(pid.to_string())).0.unwrap_or(stat.comm);
+            parents.push(Parent { pid, exe });
+            if stat.parent == pid {
+                break;
+            }
+            pid = stat.parent;
+        }
+        parents
+    }
+
+    /// Inodes of the sockets on its standard streams.
+    #[must_use]
+    pub fn standard_sockets(&self, pid: u32) -> Vec<u32> {
+        let directory = self.proc.join(pid.to_string()).join("fd");
+        let socket = |number: u32| {
+            let target = fs::read_link(directory.join(number.to_string())).ok()?;
+            target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+        };
+        (0..3).filter_map(socket).collect()
+    }
+
+    /// Processes by the inodes of the sockets that they hold; of several, the lowest pid: most often the one that made
+    /// it. Reads every descriptor of every process.
+    #[must_use]
+    pub fn socket_holders(&self) -> HashMap<u32, u32> {
+        let mut holders = HashMap::new();
+        for entry in fs::read_dir(&self.proc).into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            for descriptor in fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten() {
+                let Ok(target) = fs::read_link(descriptor.path()) else { continue };
+                let inode = target
+                    .to_str()
+                    .and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u32>().ok());
+                if let Some(inode) = inode {
+                    let holder = holders.entry(inode).or_insert(pid);
+                    *holder = pid.min(*holder);
+                }
+            }
+        }
+        holders
+    }
+
+    /// `directory`: of the process, where it still lives.
+    #[must_use]
+    pub fn unusual(&self, who: &Who, directory: Option<&Path>) -> Vec<Unusual> {
+        let mut unusual = Vec::new();
+        match who.exe_kind {
+            ExeKind::Deleted => unusual.push(Unusual::DeletedExe),
+            ExeKind::Memfd => unusual.push(Unusual::Memfd),
+            ExeKind::File | ExeKind::Overlay => {}
+        }
+        if who.exe_kind != ExeKind::Memfd
+            && let Some(exe) = &who.exe
+            && in_writable_place(Path::new(exe), directory)
+        {
+            unusual.push(Unusual::WorldWritablePlace);
+        }
+        unusual
+    }
+
+    /// Path without ` (deleted)`, and what it is.
+    fn exe(&self, directory: &Path) -> (Option<String>, ExeKind) {
+        let link = directory.join("exe");
+        let Ok(path) = fs::read_link(&link) else { return (None, ExeKind::File) };
+        let bytes = path.as_os_str().as_bytes();
+        // The file itself, through the link: a name may end in anything.
+        let file = fs::metadata(&link).ok();
+        let gone = file.as_ref().is_none_or(|file| file.nlink() == 0);
+        let (bytes, kind) = match bytes.strip_suffix(DELETED) {
+            Some(name) if gone && name.starts_with(b"/memfd:") => (name, ExeKind::Memfd),
+            Some(name) if gone => (name, ExeKind::Deleted),
+            _ if self.is_overlay(directory, &link, file.as_ref()) => (bytes, ExeKind::Overlay),
+            _ => (bytes, ExeKind::File),
+        };
+        (Some(String::from_utf8_lossy(bytes).into_owned()), kind)
+    }
+
+    /// In another mount namespace, and on an overlay that is not our own root.
+    fn is_overlay(&self, directory: &Path, link: &Path, file: Option<&fs::Metadata>) -> bool {
+        inode(&directory.join("ns/mnt")).is_some_and(|namespace| namespace != self.own_mount_ns)
+            && nix::sys::statfs::statfs(link).is_ok_and(|found| found.filesystem_type().0 == OVERLAYFS)
+            && file.map(MetadataExt::dev) != fs::metadata("/").ok().map(|root| root.dev())
+    }
+
+    #[must_use]
+    pub const fn own_mount_ns(&self) -> u64 {
+        self.own_mount_ns
+    }
+
+    #[must_use]
+    pub const fn own_netns(&self) -> u64 {
+        self.own_netns
+    }
+}
+
+/// Shells and interpreters, by file name: for those a socket on the standard streams is what a remote shell looks like.
+#[must_use]
+pub fn is_interpreter(program: &str) -> bool {
+    let name = program.rsplit('/').next().unwrap_or(program);
+    // `python3.11`, `lua5.4`, `perl5.36.0`
+    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.' || c == '-');
+    matches!(
+        stem,
+        "sh" | "bash"
+            | "dash"
+            | "ash"
+            | "zsh"
+            | "ksh"
+            | "mksh"
+            | "csh"
+            | "tcsh"
+            | "fish"
+            | "busybox"
+            | "rbash"
+            | "pwsh"
+            | "python"
+            | "pypy"
+            | "perl"
+            | "ruby"
+            | "php"
+            | "node"
+            | "nodejs"
+            | "deno"
+            | "bun"
+            | "lua"
+            | "luajit"
+            | "tclsh"
+            | "expect"
+            | "awk"
+            | "gawk"
+            | "mawk"
+            | "java"
+            | "guile"
+    )
+}
+
+/// /tmp, /var/tmp, /dev/shm, or below any folder that everybody can write.
+fn in_writable_place(exe: &Path, directory: Option<&Path>) -> bool {
+    if ["/tmp", "/var/tmp", "/dev/shm"].iter().any(|place| exe.starts_with(place)) {
+        return true;
+    }
+    // As the process sees it: a container's /opt is not ours.
+    let root = directory.map(|directory| directory.join("root")).filter(|root| root.exists());
+    exe.ancestors().skip(1).filter(|folder| folder.parent().is_some()).any(|folder| {
+        let seen = match (&root, folder.strip_prefix("/")) {
+            (Some(root), Ok(relative)) => root.join(relative),
+            _ => folder.to_owned(),
+        };
+        fs::metadata(seen).is_ok_and(|found| found.is_dir() && found.mode() & 0o002 != 0)
+    })
+}
+
+/// Cut to [`ARGUMENT_BYTES`]; whether it was.
+fn arguments(directory: &Path) -> (Vec<String>, bool) {
+    let mut bytes = Vec::new();
+    let Ok(file) = fs::File::open(directory.join("cmdline")) else { return (Vec::new(), false) };
+    if file.take(ARGUMENT_BYTES as u64 + 1).read_to_end(&mut bytes).is_err() {
+        return (Vec::new(), false);
+    }
+    split_arguments(&bytes)
+}
+
+/// Of NUL-terminated arguments, cut to [`ARGUMENT_BYTES`]; whether there were more.
+#[must_use]
+pub fn split_arguments(bytes: &[u8]) -> (Vec<String>, bool) {
+    let cut = bytes.len() > ARGUMENT_BYTES;
+    let bytes = &bytes[..bytes.len().min(ARGUMENT_BYTES)];
+    let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes);
+    if bytes.is_empty() {
+        return (Vec::new(), cut);
+    }
+    (bytes.split(|byte| *byte == 0).map(|argument| String::from_utf8_lossy(argument).into_owned()).collect(), cut)
+}
+
+/// `pid (comm) state ppid …`; comm may hold anything, blanks and brackets too.
+fn parse_stat(stat: &[u8]) -> Option<Stat> {
+    let open = stat.iter().position(|&byte| byte == b'(')?;
+    let close = stat.iter().rposition(|&byte| byte == b')')?;
+    let comm = String::from_utf8_lossy(stat.get(open + 1..close)?).into_owned();
+    let rest = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
+    let mut fields = rest.split_ascii_whitespace().skip(1);
+    let parent = fields.next()?.parse().ok()?;
+    let ticks: u64 = fields.nth(17)?.parse().ok()?;
+    Some(Stat { comm, parent, started: ticks.saturating_mul(NS_PER_TICK) })
+}
+
+/// Boot-time nanoseconds cut to ticks, as [`Stat::started`].
+#[must_use]
+pub const fn to_ticks(ns: u64) -> u64 {
+    ns / NS_PER_TICK * NS_PER_TICK
+}
+
+fn uid(directory: &Path) -> Option<u32> {
+    let status = fs::read(directory.join("status")).ok()?;
+    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Uid:"))?;
+    // Effective: with whose rights it acts.
+    std::str::from_utf8(line).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    // The link's text, `net:[4026531840]`, without entering the file system of namespaces.
+    let link: OsString = fs::read_link(path).ok()?.into();
+    let text = String::from_utf8(link.into_vec()).ok()?;
+    text.split_once('[')?.1.strip_suffix(']')?.parse().ok()
+}
+
+/// /etc/passwd, read again when it changes. Other sources of users are not asked: they may wait for the network.
+#[derive(Debug, Default)]
+struct Users {
+    names: HashMap<u32, String>,
+    modified: Option<SystemTime>,
+    looked: Option<Instant>,
+}
+
+impl Users {
+    const LOOK: Duration = Duration::from_secs(5);
+
+    fn name(&mut self, uid: u32) -> Option<String> {
+        if self.looked.is_none_or(|looked| looked.elapsed() > Self::LOOK) {
+            self.looked = Some(Instant::now());
+            // Without the file users have numbers only.
+            let _ = self.look();
+        }
+        self.names.get(&uid).cloned()
+    }
+
+    fn look(&mut self) -> io::Result<()> {
+        let modified = fs::metadata("/etc/passwd")?.modified()?;
+        if self.modified != Some(modified) {
+            self.names = parse_passwd(&fs::read("/etc/passwd")?);
+            self.modified = Some(modified);
+        }
+        Ok(())
+    }
+}
+
+fn parse_passwd(text: &[u8]) -> HashMap<u32, String> {
+    let mut names = HashMap::new();
+    for line in String::from_utf8_lossy(text).lines() {
+        let mut fields = line.split(':');
+        if let (Some(name), Some(uid)) = (fields.next(), fields.nth(1).and_then(|uid| uid.parse().ok())) {
+            // The first of several names for one number, as getpwuid does.
+            names.entry(uid).or_insert_with(|| name.to_owned());
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::process::CommandExt, process::Command};
+
+    use super::*;
+
+    /// A child that sleeps, and ends with the test.
+    struct Sleeper(std::process::Child);
+
+    impl Sleeper {
+        fn start(exe: &Path) -> Self {
+            Self(Command::new(exe).arg("60").spawn().unwrap())
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// A folder that is in no place where everybody writes, as a checkout below /tmp is.
+    fn elsewhere() -> tempfile::TempDir {
+        [env!("CARGO_MANIFEST_DIR"), "/var/lib", "/run", "/root"]
+            .into_iter()
+            .filter(|place| !in_writable_place(&Path::new(place).join("x/x"), None))
+            .find_map(|place| tempfile::tempdir_in(place).ok())
+            .expect("a folder to write to")
+    }
+
+    fn sleep_copied_to(directory: &Path) -> PathBuf {
+        let path = directory.join("sl\u{e9}ep");
+        fs::copy(fs::canonicalize("/bin/sleep").unwrap(), &path).unwrap();
+        path
+    }
+
+    #[test]
+    fn names_this_process() {
+        let who = Identities::default().read(std::process::id()).unwrap();
+        assert_eq!(who.exe.as_deref(), std::env::current_exe().unwrap().to_str());
+        assert_eq!(who.exe_kind, ExeKind::File);
+        assert_eq!(who.args[0], std::env::args().next().unwrap());
+        assert_eq!(who.uid, Some(nix::unistd::geteuid().as_raw()));
+        assert!(!who.parents.is_empty() && who.started > 0 && who.netns.is_none(), "{who:?}");
+        assert_eq!(Identities::default().read(u32::MAX >> 2), None);
+    }
+
+    #[test]
+    fn a_program_whose_file_is_gone_or_lies_where_everybody_writes_is_unusual() {
+        let home = elsewhere();
+        let exe = sleep_copied_to(home.path());
+        let mut identities = Identities::default();
+        let sleeper = Sleeper::start(&exe);
+        let who = identities.read(sleeper.0.id()).unwrap();
+        assert_eq!((who.exe.as_deref(), &who.unusual[..]), (exe.to_str(), &[][..]));
+
+        fs::set_permissions(home.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let who = identities.read(sleeper.0.id()).unwrap();
+        assert_eq!(who.unusual, [Unusual::WorldWritablePlace]);
+        fs::set_permissions(home.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+
+        fs::remove_file(&exe).unwrap();
+        let who = identities.read(sleeper.0.id()).unwrap();
+        assert_eq!((who.exe.as_deref(), who.exe_kind), (exe.to_str(), ExeKind::Deleted));
+        assert_eq!(who.unusual, [Unusual::DeletedExe]);
+    }
+
+    #[test]
+    fn a_name_may_end_as_if_it_were_deleted() {
+        let home = elsewhere();
+        let exe = home.path().join("x (deleted)");
+        fs::copy(fs::canonicalize("/bin/sleep").unwrap(), &exe).unwrap();
+        let sleeper = Sleeper::start(&exe);
+        let who = Identities::default().read(sleeper.0.id()).unwrap();
+        assert_eq!((who.exe.as_deref(), who.exe_kind), (exe.to_str(), ExeKind::File));
+    }
+
+    #[test]
+    fn from_memory_and_from_shared_memory() {
+        use std::io::Write;
+        let name = c"kworker\x1b[2J";
+        let fd = nix::sys::memfd::memfd_create(name, nix::sys::memfd::MFdFlags::empty()).unwrap();
+        let mut file = fs::File::from(fd);
+        file.write_all(&fs::read(fs::canonicalize("/bin/sleep").unwrap()).unwrap()).unwrap();
+        let path = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)));
+        let sleeper = Sleeper::start(&path);
+        let who = Identities::default().read(sleeper.0.id()).unwrap();
+        assert_eq!((who.exe_kind, &who.unusual[..]), (ExeKind::Memfd, &[Unusual::Memfd][..]), "{who:?}");
+        assert_eq!(who.exe.as_deref(), Some("/memfd:kworker\u{1b}[2J"));
+
+        let home = tempfile::tempdir_in("/dev/shm").unwrap();
+        let sleeper = Sleeper::start(&sleep_copied_to(home.path()));
+        assert_eq!(Identities::default().read(sleeper.0.id()).unwrap().unusual, [Unusual::WorldWritablePlace]);
+    }
+
+    #[test]
+    fn arguments_are_bounded_and_may_be_anything() {
+        let long = "a".repeat(100_000);
+        let mut command = Command::new("/bin/sh");
+        command.arg0("\u{1b}]0;x\u{7}").args(["-c", "read x", &long]).stdin(std::process::Stdio::piped());
+        let sleeper = Sleeper(command.spawn().unwrap());
+        let who = Identities::default().read(sleeper.0.id()).unwrap();
+        assert_eq!(who.args[0], "\u{1b}]0;x\u{7}");
+        assert!(who.args_cut && who.args.iter().map(String::len).sum::<usize>() <= ARGUMENT_BYTES);
+        assert_eq!(
+            split_arguments(b"a\0\xff\0\0"),
+            (vec!["a".to_owned(), "\u{fffd}".to_owned(), String::new()], false)
+        );
+        assert_eq!(split_arguments(b""), (vec![], false));
+    }
+
+    #[test]
+    fn a_comm_may_hold_brackets() {
+        let stat = b"12 (a) R 1 (b)) S 7 12 12 34816 12 0 0 0 0 0 0 0 0 0 20 0 1 0 9876 0";
+        let found = parse_stat(stat).unwrap();
+        assert_eq!((found.comm.as_str(), found.parent, found.started), ("a) R 1 (b)", 7, 98_760_000_000));
+        assert_eq!(parse_stat(&stat[..20]), None);
+    }
+
+    #[test]
+    fn users_are_those_of_the_file() {
+        let names = parse_passwd(b"root:x:0:0::/root:/bin/sh\ntoor:x:0:0::/:/bin/sh\nbroken\nweb:x:33:33::/:/x\n");
+        assert_eq!(names, HashMap::from([(0, "root".to_owned()), (33, "web".to_owned())]));
+    }
+
+    #[test]
+    fn interpreters_with_their_versions() {
+        for name in ["/usr/bin/python3.11", "bash", "/bin/sh", "perl5.36.0", "/usr/bin/lua5.4"] {
+            assert!(is_interpreter(name), "{name}");
+        }
+        for name in ["/usr/sbin/nginx", "curl", "ssh", "sshd", ""] {
+            assert!(!is_interpreter(name), "{name}");
+        }
+    }
+}
