@@ -6,8 +6,9 @@
 
 use guard_common::{
     Direction, Reason,
-    abi::{Slot, SlotFlags},
-    judge::{Answer, Asked, Context, Judgement, Settled},
+    abi::{Flow, Slot, SlotFlags},
+    decide::Outcome,
+    judge::{Answer, Asked, Context, FlowTable, Judgement, Ring, Settled},
     packet::Packet,
 };
 
@@ -19,6 +20,8 @@ pub struct Hand {
     /// By the judge, of the policy.
     pub asked: Asked,
     pub answer: Answer,
+    /// The packet's flow, once it is found or begun.
+    pub held: Flow,
     /// Of the context.
     pub ifindex: u32,
     pub generation: u32,
@@ -31,12 +34,17 @@ pub struct Hand {
     slot: u8,
     pub dropped: u8,
     pub decided: u8,
-    /// [`Ring`](guard_common::judge::Ring).
+    /// [`Ring`].
     pub ring: u8,
     pub judged_direction: u8,
     /// [`Settled`]: a reason, and whether that is the end.
     settled_as: u8,
     is_settled: u8,
+    /// Where a flow with this key stands: [`FlowTable`]; anything else: nowhere.
+    from: u8,
+    /// As [`guard_common::judge::flow::find`] has it.
+    absent: u8,
+    reserved: [u8; 6],
 }
 
 impl Hand {
@@ -55,6 +63,7 @@ impl Hand {
         self.slot = generation.slot.0;
         self.generation = generation.number;
         self.flags = generation.flags.0;
+        self.absent = 0;
         self.set_settled(Settled::Policy(Reason::NotListed));
     }
 
@@ -100,11 +109,42 @@ impl Hand {
     }
 
     #[inline(always)]
+    pub fn set_absent(&mut self) {
+        self.absent = 1;
+    }
+
+    #[inline(always)]
+    pub fn is_absent(&self) -> bool {
+        self.absent != 0
+    }
+
+    #[inline(always)]
+    pub fn set_from(&mut self, from: Option<FlowTable>) {
+        self.from = from.map_or(u8::MAX, |table| table as u8);
+    }
+
+    #[inline(always)]
+    pub fn from(&self) -> Option<FlowTable> {
+        FlowTable::from_u8(self.from)
+    }
+
+    #[inline(always)]
     pub fn set_judgement(&mut self, judgement: &Judgement) {
         self.outcome = judgement.outcome.0;
         self.dropped = judgement.dropped.into();
         self.decided = judgement.decided.into();
         self.ring = judgement.ring as u8;
         self.judged_direction = judgement.direction as u8;
+    }
+    /// What [`Hand::set_judgement`] has kept.
+    #[inline(always)]
+    pub fn judgement(&self) -> Judgement {
+        Judgement {
+            outcome: Outcome(self.outcome),
+            dropped: self.dropped != 0,
+            decided: self.decided != 0,
+            ring: Ring::from_u8(self.ring),
+            direction: Direction::from_u8(self.judged_direction),
+        }
     }
 }

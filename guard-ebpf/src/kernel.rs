@@ -21,8 +21,9 @@ use crate::{
     globals::HZ,
     hand::Hand,
     maps::{
-        FLOWS_DENIED_V4, FLOWS_DENIED_V6, FLOWS_ESTABLISHED_V4, FLOWS_ESTABLISHED_V6, FLOWS_UNANSWERED_V4,
-        FLOWS_UNANSWERED_V6, FRAGMENTS_V4, FRAGMENTS_V6, INTERFACES, NOTES,
+        FLOWS_DENIED_V4, FLOWS_DENIED_V6, FLOWS_ESTABLISHED_V4, FLOWS_ESTABLISHED_V6, FLOWS_UNANSWERED_INBOUND_V4,
+        FLOWS_UNANSWERED_INBOUND_V6, FLOWS_UNANSWERED_OUTBOUND_V4, FLOWS_UNANSWERED_OUTBOUND_V6, FRAGMENTS_V4,
+        FRAGMENTS_V6, INTERFACES, NOTES,
     },
     parts::{ask_policy, find_tcp_socket},
     record::add,
@@ -231,7 +232,7 @@ unsafe fn look_up(context: *mut c_void, ends: &Ends, family: u8) -> Option<u32> 
 }
 
 macro_rules! flows {
-    ($family:ty, $key:ty, $fragment_key:ty, $established:ident, $unanswered:ident, $denied:ident, $fragments:ident) => {
+    ($family:ty, $key:ty, $fragment_key:ty, $established:ident, $inbound:ident, $outbound:ident, $denied:ident, $fragments:ident) => {
         impl<const SKB: bool> Flows<$family> for Kernel<SKB> {
             type Flow = *mut Flow;
 
@@ -239,7 +240,8 @@ macro_rules! flows {
             fn find(&self, table: FlowTable, key: &$key) -> Option<*mut Flow> {
                 match table {
                     FlowTable::Established => $established.get_ptr_mut(key),
-                    FlowTable::Unanswered => $unanswered.get_ptr_mut(key),
+                    FlowTable::UnansweredInbound => $inbound.get_ptr_mut(key),
+                    FlowTable::UnansweredOutbound => $outbound.get_ptr_mut(key),
                     FlowTable::Denied => $denied.get_ptr_mut(key),
                 }
             }
@@ -267,7 +269,8 @@ macro_rules! flows {
             fn insert(&mut self, table: FlowTable, key: &$key, flow: &Flow) -> bool {
                 let table: &LruHashMap<$key, Flow> = match table {
                     FlowTable::Established => &$established,
-                    FlowTable::Unanswered => &$unanswered,
+                    FlowTable::UnansweredInbound => &$inbound,
+                    FlowTable::UnansweredOutbound => &$outbound,
                     FlowTable::Denied => &$denied,
                 };
                 table.insert(key, flow, 0).is_ok()
@@ -277,7 +280,8 @@ macro_rules! flows {
             fn remove(&mut self, table: FlowTable, key: &$key) {
                 let table: &LruHashMap<$key, Flow> = match table {
                     FlowTable::Established => &$established,
-                    FlowTable::Unanswered => &$unanswered,
+                    FlowTable::UnansweredInbound => &$inbound,
+                    FlowTable::UnansweredOutbound => &$outbound,
                     FlowTable::Denied => &$denied,
                 };
                 let _ = table.remove(key);
@@ -297,8 +301,26 @@ macro_rules! flows {
     };
 }
 
-flows!(V4, FlowKeyV4, FragmentKeyV4, FLOWS_ESTABLISHED_V4, FLOWS_UNANSWERED_V4, FLOWS_DENIED_V4, FRAGMENTS_V4);
-flows!(V6, FlowKeyV6, FragmentKeyV6, FLOWS_ESTABLISHED_V6, FLOWS_UNANSWERED_V6, FLOWS_DENIED_V6, FRAGMENTS_V6);
+flows!(
+    V4,
+    FlowKeyV4,
+    FragmentKeyV4,
+    FLOWS_ESTABLISHED_V4,
+    FLOWS_UNANSWERED_INBOUND_V4,
+    FLOWS_UNANSWERED_OUTBOUND_V4,
+    FLOWS_DENIED_V4,
+    FRAGMENTS_V4
+);
+flows!(
+    V6,
+    FlowKeyV6,
+    FragmentKeyV6,
+    FLOWS_ESTABLISHED_V6,
+    FLOWS_UNANSWERED_INBOUND_V6,
+    FLOWS_UNANSWERED_OUTBOUND_V6,
+    FLOWS_DENIED_V6,
+    FRAGMENTS_V6
+);
 
 /// # Safety
 ///
@@ -307,9 +329,6 @@ flows!(V6, FlowKeyV6, FragmentKeyV6, FLOWS_ESTABLISHED_V6, FLOWS_UNANSWERED_V6, 
 unsafe fn apply(flow: *mut Flow, touch: &Touch) {
     // SAFETY: see above.
     unsafe {
-        let at = touch.direction as usize & 1;
-        add(&raw mut (*flow).packets[at], touch.packets.into());
-        add(&raw mut (*flow).bytes[at], touch.bytes.into());
         if (*flow).last_seen != touch.now {
             (*flow).last_seen = touch.now;
         }
@@ -319,5 +338,9 @@ unsafe fn apply(flow: *mut Flow, touch: &Touch) {
         if (*flow).flags != touch.flags {
             (*flow).flags = touch.flags;
         }
+        // Last: what is written so, LLVM takes for anything in memory.
+        let at = touch.direction as usize & 1;
+        add(&raw mut (*flow).packets[at], touch.packets.into());
+        add(&raw mut (*flow).bytes[at], touch.bytes.into());
     }
 }

@@ -40,13 +40,17 @@ pub static TABLES: ArrayOfMaps<Table, { Slot::TABLES }> = ArrayOfMaps::new();
 pub static RULE_COUNTERS: ArrayOfMaps<RuleCounters, { Slot::TABLES }> = ArrayOfMaps::new();
 
 #[map]
-pub static FLOWS_UNANSWERED_V4: LruHashMap<FlowKeyV4, Flow> = LruHashMap::with_max_entries(FLOWS, 0);
+pub static FLOWS_UNANSWERED_INBOUND_V4: LruHashMap<FlowKeyV4, Flow> = LruHashMap::with_max_entries(FLOWS / 2, 0);
+#[map]
+pub static FLOWS_UNANSWERED_OUTBOUND_V4: LruHashMap<FlowKeyV4, Flow> = LruHashMap::with_max_entries(FLOWS / 2, 0);
 #[map]
 pub static FLOWS_ESTABLISHED_V4: LruHashMap<FlowKeyV4, Flow> = LruHashMap::with_max_entries(FLOWS, 0);
 #[map]
 pub static FLOWS_DENIED_V4: LruHashMap<FlowKeyV4, Flow> = LruHashMap::with_max_entries(FLOWS, 0);
 #[map]
-pub static FLOWS_UNANSWERED_V6: LruHashMap<FlowKeyV6, Flow> = LruHashMap::with_max_entries(FLOWS, 0);
+pub static FLOWS_UNANSWERED_INBOUND_V6: LruHashMap<FlowKeyV6, Flow> = LruHashMap::with_max_entries(FLOWS / 2, 0);
+#[map]
+pub static FLOWS_UNANSWERED_OUTBOUND_V6: LruHashMap<FlowKeyV6, Flow> = LruHashMap::with_max_entries(FLOWS / 2, 0);
 #[map]
 pub static FLOWS_ESTABLISHED_V6: LruHashMap<FlowKeyV6, Flow> = LruHashMap::with_max_entries(FLOWS, 0);
 #[map]

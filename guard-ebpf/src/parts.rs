@@ -7,7 +7,7 @@ use guard_common::{
     Verdict,
     abi::{Event, EventKind, Owner},
     decide::Outcome,
-    judge::{self, V4, V6, event_key},
+    judge::{self, Context, Found, Host, V4, V6, event_key},
     packet::{self, Link},
 };
 
@@ -70,13 +70,40 @@ pub extern "C" fn judge_without_flow() -> i32 {
     0
 }
 
+/// What the step of a flow says: the packet has its judgement;
+pub const SETTLED: i32 = 0;
+/// its flow is in the hand, and to be placed;
+pub const HELD: i32 = 1;
+/// it has none;
+pub const ABSENT: i32 = 2;
+/// there is no hand, which cannot be.
+pub const FAULT: i32 = 3;
+
+#[inline(always)]
+fn found(hand: &mut Hand, found: Found) -> i32 {
+    match found {
+        Found::Settled(judgement) => {
+            hand.set_judgement(&judgement);
+            SETTLED
+        }
+        Found::Held(from) => {
+            hand.set_from(Some(from));
+            HELD
+        }
+        Found::Absent(from) => {
+            hand.set_from(from);
+            ABSENT
+        }
+    }
+}
+
 macro_rules! family {
-    ($family:ty, $settle:ident, $judge:ident) => {
+    ($family:ty, $settle:ident, $before:ident, $find:ident, $find_frame:ident, $place:ident, $after:ident) => {
         /// Essential traffic.
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $settle() -> i32 {
-            let Some(hand) = Hand::get() else { return 1 };
+            let Some(hand) = Hand::get() else { return FAULT };
             let context = hand.context();
             let mut host = Kernel::without_packet(context.bytes);
             let settled = judge::settle::<$family, _>(&mut host, &context, &hand.packet);
@@ -84,23 +111,112 @@ macro_rules! family {
             0
         }
 
-        /// The way of a packet of this family.
+        /// A fragment, before its flow is asked: [`SETTLED`] or [`ABSENT`].
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub unsafe extern "C" fn $judge(skb: *mut __sk_buff) -> i32 {
-            let Some(hand) = Hand::get() else { return 1 };
+        pub extern "C" fn $before() -> i32 {
+            let Some(hand) = Hand::get() else { return FAULT };
             let context = hand.context();
-            let mut host = Kernel::of_skb(skb.cast(), context.bytes);
-            let settled = hand.settled();
-            let judgement = judge::ip::<$family, _>(&mut host, &context, &hand.packet, settled);
+            let host = Kernel::without_packet(context.bytes);
+            match judge::fragment::before::<$family, _>(&host, &context, &hand.packet) {
+                Some(judgement) => hand.set_judgement(&judgement),
+                None => return ABSENT,
+            }
+            SETTLED
+        }
+
+        /// The packet's flow.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $find() -> i32 {
+            let Some(hand) = Hand::get() else { return FAULT };
+            let context = hand.context();
+            let mut host = Kernel::without_packet(context.bytes);
+            let (settled, absent) = (hand.settled(), hand.is_absent());
+            let known =
+                judge::flow::find::<$family, _>(&mut host, &context, &hand.packet, settled, absent, &mut hand.held);
+            found(hand, known)
+        }
+
+        /// The same at XDP.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $find_frame() -> i32 {
+            let Some(hand) = Hand::get() else { return FAULT };
+            let context = hand.context();
+            let mut host = Kernel::without_packet(context.bytes);
+            if !judge::shield::would_deny::<$family, _>(&mut host, &context, &hand.packet) {
+                // The hook has set that it is not dropped.
+                return SETTLED;
+            }
+            let (settled, absent) = (hand.settled(), hand.is_absent());
+            let known =
+                judge::flow::find::<$family, _>(&mut host, &context, &hand.packet, settled, absent, &mut hand.held);
+            found(hand, known)
+        }
+
+        /// Judges the flow, and puts it where it belongs.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $place() -> i32 {
+            let Some(hand) = Hand::get() else { return FAULT };
+            let context = hand.context();
+            let mut host = Kernel::without_packet(context.bytes);
+            let (settled, from) = (hand.settled(), hand.from());
+            let judgement =
+                judge::flow::place::<$family, _>(&mut host, &context, &hand.packet, settled, &mut hand.held, from);
             hand.set_judgement(&judgement);
-            0
+            SETTLED
+        }
+
+        /// Keeps what a first fragment was given.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $after() -> i32 {
+            let Some(hand) = Hand::get() else { return FAULT };
+            let context = hand.context();
+            let mut host = Kernel::without_packet(context.bytes);
+            let judgement = hand.judgement();
+            let judgement = judge::fragment::after::<$family, _>(&mut host, &context, &hand.packet, judgement);
+            hand.set_judgement(&judgement);
+            SETTLED
         }
     };
 }
 
-family!(V4, settle_v4, judge_v4);
-family!(V6, settle_v6, judge_v6);
+family!(V4, settle_v4, before_v4, find_v4, find_frame_v4, place_v4, after_v4);
+family!(V6, settle_v6, before_v6, find_v6, find_frame_v6, place_v6, after_v6);
+
+/// The flow that the packet begins: [`SETTLED`] where it begins none, or [`HELD`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn begin_flow(skb: *mut __sk_buff) -> i32 {
+    let Some(hand) = Hand::get() else { return FAULT };
+    let context = hand.context();
+    let mut host = Kernel::of_skb(skb.cast(), context.bytes);
+    begin(hand, &mut host, &context)
+}
+
+/// The same at XDP.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn begin_frame() -> i32 {
+    let Some(hand) = Hand::get() else { return FAULT };
+    let context = hand.context();
+    let mut host = Kernel::without_packet(context.bytes);
+    begin(hand, &mut host, &context)
+}
+
+#[inline(always)]
+fn begin<H: Host>(hand: &mut Hand, host: &mut H, context: &Context) -> i32 {
+    match judge::flow::begin(host, context, &hand.packet, &mut hand.held) {
+        Some(judgement) => {
+            hand.set_judgement(&judgement);
+            SETTLED
+        }
+        None => HELD,
+    }
+}
 
 /// Headers of a frame at XDP.
 ///
@@ -119,28 +235,6 @@ pub unsafe extern "C" fn parse_frame(frame: *mut xdp_md, link: u32) -> i32 {
     hand.bytes = length;
     0
 }
-
-macro_rules! shield {
-    ($family:ty, $name:ident) => {
-        /// Judges as the wire would, where the wire would deny; else leaves [`Hand::dropped`] at 0.
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        pub extern "C" fn $name() -> i32 {
-            let Some(hand) = Hand::get() else { return 1 };
-            let context = hand.context();
-            let mut host = Kernel::without_packet(context.bytes);
-            if judge::shield::would_deny::<$family, _>(&mut host, &context, &hand.packet) {
-                let settled = hand.settled();
-                let judgement = judge::ip::<$family, _>(&mut host, &context, &hand.packet, settled);
-                hand.set_judgement(&judgement);
-            }
-            0
-        }
-    };
-}
-
-shield!(V4, shield_v4);
-shield!(V6, shield_v6);
 
 /// As [`report`], without the packet's bytes.
 #[unsafe(no_mangle)]

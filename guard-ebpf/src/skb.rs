@@ -93,6 +93,43 @@ impl Bytes for Direct {
     }
 }
 
+/// The first `SIZE` bytes of an skb, which are known to lie in one piece: one comparison with the packet's end for all of
+/// them, where [`Direct`] has one for each.
+#[derive(Clone, Copy)]
+pub struct Head<const SIZE: usize>(usize);
+
+impl<const SIZE: usize> Head<SIZE> {
+    #[inline(always)]
+    pub fn of_skb(skb: *mut __sk_buff) -> Option<Self> {
+        // SAFETY: the kernel's context.
+        let (data, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
+        if data + SIZE > end { None } else { Some(Self(data)) }
+    }
+
+    /// Constant offsets: the comparison is gone when it is compiled.
+    #[inline(always)]
+    const fn at(&self, at: u32, size: usize) -> Option<usize> {
+        if at as usize + size > SIZE { None } else { Some(self.0 + at as usize) }
+    }
+}
+
+impl<const SIZE: usize> Bytes for Head<SIZE> {
+    #[inline(always)]
+    fn u8(&self, at: u32) -> Option<u8> {
+        self.at(at, 1).map(|pointer| load!("u8", pointer) as u8)
+    }
+
+    #[inline(always)]
+    fn u16(&self, at: u32) -> Option<u16> {
+        self.at(at, 2).map(|pointer| u16::from_be(load!("u16", pointer) as u16))
+    }
+
+    #[inline(always)]
+    fn u32(&self, at: u32) -> Option<u32> {
+        self.at(at, 4).map(|pointer| u32::from_be(load!("u32", pointer) as u32))
+    }
+}
+
 /// Bytes of an skb wherever they lie, by a helper: for headers that are not in its linear part.
 #[derive(Clone, Copy)]
 pub struct Loaded {
@@ -162,18 +199,28 @@ pub fn socket_cookie(skb: *mut __sk_buff) -> u64 {
 #[inline(always)]
 pub fn on_the_wire(skb: *mut __sk_buff, packet: &Packet) -> (u32, u32) {
     // SAFETY: as above.
-    let (length, segments, size) = unsafe { ((*skb).len, (*skb).gso_segs, (*skb).gso_size) };
-    if size == 0 {
-        return (1, length);
+    if unsafe { (*skb).gso_size } == 0 {
+        return (1, length(skb));
     }
     let mut headers = u32::from(packet.transport_at);
     match packet.protocol {
         TCP => {
-            let offset = Loaded::new(skb, length).u8(headers + 12).unwrap_or(0x50);
+            let offset = Loaded::new(skb, length(skb)).u8(headers + 12).unwrap_or(0x50);
             headers += u32::from(offset >> 4) * 4;
         }
         UDP => headers += 8,
         _ => {}
+    }
+    train(skb, headers)
+}
+
+/// The same where it is known how long the headers are that each segment has.
+#[inline(always)]
+pub fn train(skb: *mut __sk_buff, headers: u32) -> (u32, u32) {
+    // SAFETY: as above.
+    let (length, segments, size) = unsafe { ((*skb).len, (*skb).gso_segs, (*skb).gso_size) };
+    if size == 0 {
+        return (1, length);
     }
     // Some drivers leave the number out.
     let segments = if segments == 0 { length.saturating_sub(headers) / size + 1 } else { segments };

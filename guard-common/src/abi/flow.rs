@@ -31,7 +31,7 @@ pub struct FlowKeyV6 {
     pub protocol_scope: u32,
 }
 
-/// One flow, in one of three LRU tables a family: unanswered, established, denied.
+/// One flow, in one of four LRU tables a family ([`crate::judge::FlowTable`]).
 ///
 /// Counters are indexed by the *packet's* direction: `[inbound, outbound]`. They and `last_seen` are updated by many
 /// CPUs with plain or locked adds; the rest is written when the flow is judged.

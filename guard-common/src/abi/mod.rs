@@ -18,4 +18,4 @@ pub use interface::Interface;
 pub use state::{Slot, SlotFlags, SlotInfo, State, StateWord};
 
 /// Version of all layouts in this module and in [`crate::decide`].
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;

@@ -4,7 +4,7 @@ use super::Context;
 use crate::{
     Direction,
     abi::{FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6},
-    packet::{Packet, Quoted},
+    packet::{Packet, Plain, Quoted},
 };
 
 pub trait Family: Copy {
@@ -14,6 +14,7 @@ pub trait Family: Copy {
 
     /// The packet's flow, seen from here.
     fn key(packet: &Packet, context: &Context) -> Self::Key;
+    fn plain_key(packet: &Plain, context: &Context) -> Self::Key;
     /// The flow of the packet that an error quotes: that one went the other way.
     fn quoted_key(quoted: &Quoted, context: &Context) -> Self::Key;
     /// Remote, remote port, local, local port.
@@ -34,6 +35,14 @@ impl Family for V4 {
 
     #[inline(always)]
     fn key(packet: &Packet, context: &Context) -> FlowKeyV4 {
+        let inbound = matches!(context.direction, Direction::Inbound);
+        let (source, destination) = (packet.source[0], packet.destination[0]);
+        let (source_port, destination_port) = (packet.source_port, packet.destination_port);
+        v4_key(inbound, source, source_port, destination, destination_port, packet.protocol, context)
+    }
+
+    #[inline(always)]
+    fn plain_key(packet: &Plain, context: &Context) -> FlowKeyV4 {
         let inbound = matches!(context.direction, Direction::Inbound);
         let (source, destination) = (packet.source[0], packet.destination[0]);
         let (source_port, destination_port) = (packet.source_port, packet.destination_port);
@@ -111,6 +120,16 @@ impl Family for V6 {
                 protocol,
                 context,
             ),
+        }
+    }
+
+    #[inline(always)]
+    fn plain_key(packet: &Plain, context: &Context) -> FlowKeyV6 {
+        let (source, source_port) = (&packet.source, packet.source_port);
+        let (destination, destination_port) = (&packet.destination, packet.destination_port);
+        match context.direction {
+            Direction::Inbound => v6_key(source, source_port, destination, destination_port, packet.protocol, context),
+            Direction::Outbound => v6_key(destination, destination_port, source, source_port, packet.protocol, context),
         }
     }
 

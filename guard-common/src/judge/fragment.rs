@@ -5,9 +5,35 @@ use crate::{Direction, Reason, Verdict, abi::FragmentValue, decide::Outcome, pac
 
 const SECONDS: u64 = 30;
 
-/// A later fragment.
+/// Of a fragment, before its flow is asked: a later one goes as the first went, and a first one must not say something else
+/// than another first. `None`: it is judged as any packet.
 #[inline(always)]
-pub fn follow<F: Family, H: Host + Flows<F>>(host: &H, context: &Context, packet: &Packet) -> Judgement {
+pub fn before<F: Family, H: Host + Flows<F>>(host: &H, context: &Context, packet: &Packet) -> Option<Judgement> {
+    if packet.is(Packet::LATER) {
+        return Some(follow::<F, H>(host, context, packet));
+    }
+    if !context.is_tracking() && conflicts::<F, H>(host, context, packet) {
+        return Some(Judgement::of_no_flow(context, Outcome::without_rule(Reason::FragmentConflict)));
+    }
+    None
+}
+
+/// Keeps what a first fragment was given, for the later ones; denied where that cannot be kept.
+#[inline(always)]
+pub fn after<F: Family, H: Host + Flows<F>>(
+    host: &mut H,
+    context: &Context,
+    packet: &Packet,
+    first: Judgement,
+) -> Judgement {
+    if context.is_tracking() || enter::<F, H>(host, context, packet, &first) {
+        return first;
+    }
+    Judgement::of_no_flow(context, Outcome::without_rule(Reason::FragmentTableFull))
+}
+
+#[inline(always)]
+fn follow<F: Family, H: Host + Flows<F>>(host: &H, context: &Context, packet: &Packet) -> Judgement {
     if context.is_tracking() {
         return Judgement::tracking(context.direction);
     }
@@ -28,21 +54,15 @@ pub fn follow<F: Family, H: Host + Flows<F>>(host: &H, context: &Context, packet
 
 /// Whether another first fragment of the same packet said something else.
 #[inline(always)]
-pub fn conflicts<F: Family, H: Host + Flows<F>>(host: &H, context: &Context, packet: &Packet) -> bool {
+fn conflicts<F: Family, H: Host + Flows<F>>(host: &H, context: &Context, packet: &Packet) -> bool {
     match fresh::<F, H>(host, context, packet) {
         Some(first) => first.generation == context.generation && first.ports != ports(packet),
         None => false,
     }
 }
 
-/// Keeps what a first fragment was given. `false`: it could not be kept.
 #[inline(always)]
-pub fn enter<F: Family, H: Host + Flows<F>>(
-    host: &mut H,
-    context: &Context,
-    packet: &Packet,
-    first: &Judgement,
-) -> bool {
+fn enter<F: Family, H: Host + Flows<F>>(host: &mut H, context: &Context, packet: &Packet, first: &Judgement) -> bool {
     let value = FragmentValue {
         seen: host.jiffies(),
         ports: ports(packet),

@@ -69,13 +69,44 @@ pub enum TcpSocket {
     Connected,
 }
 
-/// One of a family's three flow tables.
+/// One of a family's four flow tables.
+///
+/// What is not answered lies apart by the direction of the flow, so that a flood to a port that is open inbound takes no
+/// room from what this host waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FlowTable {
     Established = 0,
-    Unanswered = 1,
-    Denied = 2,
+    UnansweredInbound = 1,
+    UnansweredOutbound = 2,
+    Denied = 3,
+}
+
+impl FlowTable {
+    pub const COUNT: usize = 4;
+
+    /// `None` for a number that no table has.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_u8(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Established),
+            1 => Some(Self::UnansweredInbound),
+            2 => Some(Self::UnansweredOutbound),
+            3 => Some(Self::Denied),
+            _ => None,
+        }
+    }
+
+    /// For flows of this direction.
+    #[must_use]
+    #[inline(always)]
+    pub const fn unanswered(direction: Direction) -> Self {
+        match direction {
+            Direction::Inbound => Self::UnansweredInbound,
+            Direction::Outbound => Self::UnansweredOutbound,
+        }
+    }
 }
 
 /// The flow tables and the fragment table of one family.

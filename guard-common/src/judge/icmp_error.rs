@@ -1,7 +1,7 @@
 //! ICMP errors: only about a flow that is known and allowed, and outbound only to that flow's remote. (A redirect is
 //! never let through: it would move a flow to another way.)
 
-use super::{Context, Family, FlowTable, Host, host::Flows, lifetime};
+use super::{Context, Family, FlowTable, Host, flow::holds, host::Flows, lifetime};
 use crate::{Reason, Verdict, packet::Packet};
 
 #[inline(always)]
@@ -13,17 +13,17 @@ pub fn judge<F: Family, H: Host + Flows<F>>(host: &H, context: &Context, packet:
     if context.is_outbound() && !same::<F>(&packet.destination, &packet.quoted.source) {
         return Reason::IcmpErrorUnknown;
     }
-    let flow = match Flows::<F>::find(host, FlowTable::Established, &key) {
-        Some(flow) => flow,
-        None => match Flows::<F>::find(host, FlowTable::Unanswered, &key) {
-            Some(flow) => flow,
-            None => return Reason::IcmpErrorUnknown,
-        },
-    };
+    let mut found = Flows::<F>::find(host, FlowTable::Established, &key);
+    if found.is_none() {
+        found = Flows::<F>::find(host, FlowTable::UnansweredInbound, &key);
+    }
+    if found.is_none() {
+        found = Flows::<F>::find(host, FlowTable::UnansweredOutbound, &key);
+    }
+    let Some(flow) = found else { return Reason::IcmpErrorUnknown };
     let view = Flows::<F>::view(host, flow);
-    let holds = view.generation == context.generation
+    let holds = holds(host, context, &view)
         && view.outcome.verdict() == Verdict::Allow
-        && (view.until == u64::MAX || host.boot_ns() < view.until)
         && !lifetime::is_over(&view, packet.quoted.protocol, host.jiffies(), host.hz());
     if holds { Reason::IcmpError } else { Reason::IcmpErrorUnknown }
 }

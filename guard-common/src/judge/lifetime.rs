@@ -67,7 +67,12 @@ const fn tcp_seconds(state: u8) -> u32 {
 #[must_use]
 #[inline(always)]
 pub const fn is_over(flow: &FlowView, protocol: u8, now: u64, hz: u64) -> bool {
-    let limit = seconds(protocol, flow.tcp, flow.flags & Flow::ANSWERED != 0) as u64 * hz;
+    is_silent(flow, seconds(protocol, flow.tcp, flow.flags & Flow::ANSWERED != 0), now, hz)
+}
+
+#[must_use]
+#[inline(always)]
+pub const fn is_silent(flow: &FlowView, seconds: u32, now: u64, hz: u64) -> bool {
     // Another CPU may have seen it a jiffy later than this one.
-    now > flow.last_seen && now - flow.last_seen > limit
+    now > flow.last_seen && now - flow.last_seen > seconds as u64 * hz
 }

@@ -1,40 +1,44 @@
 //! The way of one packet: [`Packet`] and [`Context`] to a [`Judgement`].
 //!
 //! 1. What could not be parsed is denied.
-//! 2. [`essential`] traffic and ICMP errors ([`icmp_error`]) have rules of their own.
-//! 3. A later [`fragment`] follows its first.
-//! 4. A known flow is followed: found, not over ([`lifetime`]), possible where its TCP stands ([`tcp`]), judged by this
-//!    very generation, and its outcome not expired. This is the short way that nearly every packet takes.
-//! 5. What is left is judged by the policy: a new flow by the direction of this packet (TCP without SYN: by its socket), a
+//! 2. A [plain](crate::packet::plain) packet of a known flow that is allowed takes the [`short`] way: what follows would say the same.
+//! 3. [`essential`] traffic and ICMP errors ([`icmp_error`]) have rules of their own.
+//! 4. A later [`fragment`] follows its first.
+//! 5. A known flow is followed: found, not over ([`lifetime`]), possible where its TCP stands ([`tcp`]), judged by this
+//!    very generation, and its outcome not expired.
+//! 6. What is left is judged by the policy: a new flow by the direction of this packet (TCP without SYN: by its socket), a
 //!    known one by its own. The flow then stands in the table for what it has become.
 //!
 //! Bytes are not looked at here, see [`crate::packet`]. Counting by reason and sending events is the hook's part: a
 //! [`Judgement`] says what to count and whether to ring.
 
+mod ask;
 pub mod essential;
 mod family;
+pub mod flow;
 pub mod fragment;
 mod host;
 pub mod icmp_error;
 pub mod lifetime;
 pub mod shield;
+mod short;
 pub mod tcp;
 
 #[cfg(test)]
 mod tests;
 
+pub use ask::{Answer, Asked, answer};
 pub use essential::Settled;
 pub use family::{Family, V4, V6};
+pub use flow::Found;
 pub use host::{FlowTable, FlowView, Flows, Host, TcpSocket, Touch};
+pub use short::{Short, short};
 
 use crate::{
     Direction, Reason, Verdict,
-    abi::{EventKind, Flow, FlowKeyV6, Interface, Slot, SlotFlags},
-    decide::{Outcome, Question, Subject, decide, local_class},
-    packet::{
-        Packet,
-        transport::{ICMP, ICMPV6, TCP},
-    },
+    abi::{EventKind, Flow, FlowKeyV6, Slot, SlotFlags},
+    decide::Outcome,
+    packet::Packet,
 };
 
 /// Where and when a packet is met; read once, so that one generation judges it.
@@ -92,6 +96,23 @@ pub enum Ring {
     PacketDenied = EventKind::PacketDenied as u8,
 }
 
+impl Ring {
+    /// The inverse of `self as u8`; a number that none has rings nothing.
+    #[must_use]
+    #[inline(always)]
+    pub const fn from_u8(number: u8) -> Self {
+        const BEGAN: u8 = Ring::FlowBegan as u8;
+        const CUT: u8 = Ring::FlowCut as u8;
+        const DENIED: u8 = Ring::PacketDenied as u8;
+        match number {
+            BEGAN => Self::FlowBegan,
+            CUT => Self::FlowCut,
+            DENIED => Self::PacketDenied,
+            _ => Self::No,
+        }
+    }
+}
+
 impl Judgement {
     #[inline(always)]
     const fn tracking(direction: Direction) -> Self {
@@ -129,21 +150,38 @@ impl Judgement {
 
 /// Judges one packet. `packet` is read only.
 ///
-/// In the kernel its parts are functions of their own, so that the verifier walks each once: [`without_flow`],
-/// [`settle`], [`ip`], and behind [`Host::ask`] [`answer`].
+/// In the kernel its steps are functions of their own, so that the verifier walks each once: [`without_flow`], [`settle`],
+/// those of [`fragment`] and [`flow`], and behind [`Host::ask`] [`answer`]. Only [`short`] is part of the program itself.
 #[inline(always)]
 pub fn judge<H: Host>(host: &mut H, context: &Context, packet: &Packet) -> Judgement {
     if let Some(judgement) = without_flow(host, context, packet) {
         return judgement;
     }
+    if let Some(plain) = packet.plain() {
+        let known = match packet.family {
+            4 => short::<V4, H>(host, context, &plain),
+            _ => short::<V6, H>(host, context, &plain),
+        };
+        return match known {
+            Short::Settled(judgement) => judgement,
+            Short::Absent => long(host, context, packet, true),
+            Short::Long => long(host, context, packet, false),
+        };
+    }
+    long(host, context, packet, false)
+}
+
+/// Of a packet over IP, whatever it is. `absent`: as [`flow::find`] has it.
+#[inline(always)]
+fn long<H: Host>(host: &mut H, context: &Context, packet: &Packet, absent: bool) -> Judgement {
     match packet.family {
         4 => {
             let settled = settle::<V4, H>(host, context, packet);
-            ip::<V4, H>(host, context, packet, settled)
+            ip::<V4, H>(host, context, packet, settled, absent)
         }
         _ => {
             let settled = settle::<V6, H>(host, context, packet);
-            ip::<V6, H>(host, context, packet, settled)
+            ip::<V6, H>(host, context, packet, settled, absent)
         }
     }
 }
@@ -185,370 +223,31 @@ pub fn event_key(packet: &Packet, context: &Context) -> FlowKeyV6 {
     }
 }
 
-/// Of an IPv4 or IPv6 packet.
+/// Of an IPv4 or IPv6 packet. The kernel goes the same steps, each a function of its own.
 #[inline(always)]
-pub fn ip<F: Family, H: Host + Flows<F>>(
+fn ip<F: Family, H: Host + Flows<F>>(
     host: &mut H,
     context: &Context,
     packet: &Packet,
     settled: Settled,
+    absent: bool,
 ) -> Judgement {
-    if packet.is(Packet::LATER) {
-        return fragment::follow::<F, H>(host, context, packet);
+    if packet.is(Packet::FRAGMENT)
+        && let Some(judgement) = fragment::before::<F, H>(host, context, packet)
+    {
+        return judgement;
     }
-    let first = packet.is(Packet::FRAGMENT) && !context.is_tracking();
-    if first && fragment::conflicts::<F, H>(host, context, packet) {
-        return Judgement::of_no_flow(context, Outcome::without_rule(Reason::FragmentConflict));
-    }
-    let judgement = whole::<F, H>(host, context, packet, settled);
-    if first && !fragment::enter::<F, H>(host, context, packet, &judgement) {
-        return Judgement::of_no_flow(context, Outcome::without_rule(Reason::FragmentTableFull));
-    }
-    judgement
-}
-
-/// A packet with all its headers.
-#[inline(always)]
-fn whole<F: Family, H: Host + Flows<F>>(
-    host: &mut H,
-    context: &Context,
-    packet: &Packet,
-    settled: Settled,
-) -> Judgement {
-    let unlisted = match settled {
-        Settled::As(reason) => return Judgement::of_no_flow(context, Outcome::without_rule(reason)),
-        Settled::Policy(reason) => reason,
-    };
-    let key = F::key(packet, context);
-    let now = host.jiffies();
-    // One table after the other, and what is found is one thing from then on.
-    let found = match Flows::<F>::find(host, FlowTable::Established, &key) {
-        Some(flow) => Some((FlowTable::Established, flow)),
-        None => match Flows::<F>::find(host, FlowTable::Unanswered, &key) {
-            Some(flow) => Some((FlowTable::Unanswered, flow)),
-            None => Flows::<F>::find(host, FlowTable::Denied, &key).map(|flow| (FlowTable::Denied, flow)),
+    let mut held = Flow::default();
+    let judgement = match flow::find::<F, H>(host, context, packet, settled, absent, &mut held) {
+        Found::Settled(judgement) => judgement,
+        Found::Held(from) => flow::place::<F, H>(host, context, packet, settled, &mut held, Some(from)),
+        Found::Absent(from) => match flow::begin(host, context, packet, &mut held) {
+            None => flow::place::<F, H>(host, context, packet, settled, &mut held, from),
+            Some(judgement) => judgement,
         },
     };
-    let from = found.map(|(table, _)| table);
-    let known = match found {
-        Some((table, flow)) => known::<F, H>(host, context, packet, table, flow, now),
-        None => Known::Absent,
-    };
-    let held = match known {
-        Known::Settled(judgement) => return judgement,
-        Known::Judge(held) => held,
-        Known::Absent => match begin::<F, H>(host, context, packet, now) {
-            Ok(held) => held,
-            Err(reason) => return Judgement::of_no_flow(context, Outcome::without_rule(reason)),
-        },
-    };
-    anew::<F, H>(host, context, packet, &key, held, from, unlisted, now)
-}
-
-enum Known {
-    Settled(Judgement),
-    /// It has to be judged, or has become something that stands in another table.
-    Judge(Flow),
-    /// It is over.
-    Absent,
-}
-
-#[inline(always)]
-fn known<F: Family, H: Host + Flows<F>>(
-    host: &mut H,
-    context: &Context,
-    packet: &Packet,
-    table: FlowTable,
-    flow: <H as Flows<F>>::Flow,
-    now: u64,
-) -> Known {
-    let view = Flows::<F>::view(host, flow);
-    if lifetime::is_over(&view, packet.protocol, now, host.hz()) {
-        return Known::Absent;
-    }
-    let direction = Direction::from_u8(view.direction);
-    let original = view.direction == context.direction as u8;
-    let current = view.generation == context.generation;
-    let refused_before = current && view.outcome.verdict() == Verdict::Deny;
-
-    // Nothing of it ever passed, so the other end may begin a flow of its own with the same two ends: else whoever can
-    // write a resolver's address into a packet could bar us from it, port by port.
-    let barred = view.generation != 0 && view.outcome.verdict() == Verdict::Deny && view.flags & Flow::ANSWERED == 0;
-    if barred && !original && context.flags.enforces(direction) {
-        return Known::Absent;
-    }
-
-    let mut tcp = view.tcp;
-    if packet.protocol == TCP {
-        match tcp::step(view.tcp, packet.tcp_flags, original) {
-            tcp::Step::To(state) => tcp = state,
-            tcp::Step::Anew => return Known::Absent,
-            // What is denied or only tracked stays that, whatever it does.
-            tcp::Step::Refuse if refused_before || context.is_tracking() => {}
-            tcp::Step::Refuse => {
-                let outcome = Outcome::without_rule(Reason::NoHandshake);
-                return Known::Settled(Judgement::of_no_flow(context, outcome));
-            }
-        }
-    } else if is_icmp::<F>(packet) && packet.is(Packet::ICMP_ANSWER) == original {
-        // A question of the other side with our question's numbers, or an answer before any question.
-        return Known::Absent;
-    }
-
-    // What the flow has become is one thing from here on, however it came about.
-    let tcp = host.forget(tcp.into()) as u8;
-    let flags = if original { view.flags } else { view.flags | Flow::ANSWERED };
-    let flags = host.forget(flags.into()) as u16;
-    let touch = Touch { direction: context.direction, packets: context.packets, bytes: context.bytes, now, tcp, flags };
-    let judged = current && (view.until == u64::MAX || host.boot_ns() < view.until);
-    let settled = judged || context.is_tracking();
-    let promoted = matches!(table, FlowTable::Unanswered) && is_established(packet.protocol, tcp, flags);
-    if !settled || promoted {
-        let mut held = Flows::<F>::load(host, flow);
-        touch.apply(&mut held);
-        return Known::Judge(held);
-    }
-    Flows::<F>::touch(host, flow, &touch);
-    Known::Settled(if context.is_tracking() {
-        Judgement::tracking(direction)
-    } else {
-        Judgement::of_flow(context, view.outcome, direction)
-    })
-}
-
-#[inline(always)]
-const fn is_icmp<F: Family>(packet: &Packet) -> bool {
-    packet.protocol == if F::IPV6 { ICMPV6 } else { ICMP }
-}
-
-/// Whether a flow is kept among the established: heard from both ends.
-#[inline(always)]
-const fn is_established(protocol: u8, tcp: u8, flags: u16) -> bool {
-    if protocol == TCP { tcp::is_established(tcp) } else { flags & Flow::ANSWERED != 0 }
-}
-
-/// The flow that this packet begins; not judged yet.
-#[inline(always)]
-fn begin<F: Family, H: Host + Flows<F>>(
-    host: &mut H,
-    context: &Context,
-    packet: &Packet,
-    now: u64,
-) -> Result<Flow, Reason> {
-    let beginning = if packet.protocol == TCP {
-        tcp::begin(host, context, packet).ok_or(Reason::NoHandshake)?
-    } else {
-        if is_icmp::<F>(packet) && packet.is(Packet::ICMP_ANSWER) {
-            return Err(Reason::IcmpAnswerUnknown);
-        }
-        tcp::Beginning { direction: context.direction, state: 0, adopted: false }
-    };
-    // LLVM would make slow calls to `memset` of a known zero.
-    let zero = u64::from(host.forget(0));
-    let mut held = Flow {
-        generation: 0,
-        outcome: Outcome::without_rule(Reason::Tracking),
-        until: u64::MAX,
-        last_seen: now,
-        tcp: beginning.state,
-        direction: beginning.direction as u8,
-        flags: if beginning.adopted || context.is_tracking() { Flow::ADOPTED } else { 0 },
-        ifindex: context.ifindex,
-        packets: [zero; 2],
-        bytes: [zero; 2],
-        first_seen: host.boot_ns(),
-        socket_cookie: host.socket_cookie(),
-        first_outcome: Outcome::without_rule(Reason::Tracking),
-        cut_generation: 0,
-    };
-    let touch = Touch {
-        direction: context.direction,
-        packets: context.packets,
-        bytes: context.bytes,
-        now,
-        tcp: held.tcp,
-        flags: held.flags,
-    };
-    touch.apply(&mut held);
-    Ok(held)
-}
-
-/// Asks the policy where this generation has not said it yet, and puts the flow where it belongs now.
-#[expect(clippy::too_many_arguments, reason = "one place for all ways that end in a judgement, and no struct to spill")]
-#[inline(always)]
-fn anew<F: Family, H: Host + Flows<F>>(
-    host: &mut H,
-    context: &Context,
-    packet: &Packet,
-    key: &F::Key,
-    mut held: Flow,
-    from: Option<FlowTable>,
-    unlisted: Reason,
-    now: u64,
-) -> Judgement {
-    let direction = Direction::from_u8(held.direction);
-    let mut judgement = Judgement::tracking(direction);
-    let settled = held.generation == context.generation && (held.until == u64::MAX || host.boot_ns() < held.until);
-    if !context.is_tracking() {
-        if !settled {
-            match ask::<F, H>(host, context, packet, key, &held, unlisted) {
-                Ok((outcome, until)) => {
-                    judgement.decided = true;
-                    judgement.ring = judged(&mut held, context, outcome, until);
-                }
-                Err(reason) => return Judgement::of_no_flow(context, Outcome::without_rule(reason)),
-            }
-        }
-        judgement.outcome = held.outcome;
-        judgement.dropped = held.outcome.verdict() == Verdict::Deny && context.flags.enforces(direction);
-    }
-
-    held.last_seen = now;
-    let denied = held.generation != 0 && held.outcome.verdict() == Verdict::Deny;
-    let to = if denied {
-        FlowTable::Denied
-    } else if is_established(packet.protocol, held.tcp, held.flags)
-        || (matches!(from, Some(FlowTable::Established)) && held.flags & Flow::ANSWERED != 0)
-    {
-        FlowTable::Established
-    } else {
-        FlowTable::Unanswered
-    };
-    if !Flows::<F>::insert(host, to, key, &held) {
-        return Judgement::of_no_flow(context, Outcome::without_rule(Reason::FlowTableFull));
-    }
-    match from {
-        Some(from) if from as u8 != to as u8 => Flows::<F>::remove(host, from, key),
-        _ => {}
+    if packet.is(Packet::FRAGMENT) {
+        return fragment::after::<F, H>(host, context, packet, judgement);
     }
     judgement
-}
-
-/// Writes an outcome into its flow; which event that is.
-#[inline(always)]
-fn judged(held: &mut Flow, context: &Context, outcome: Outcome, until: u64) -> Ring {
-    let first = held.generation == 0;
-    let cut = !first && held.outcome.verdict() == Verdict::Allow && outcome.verdict() == Verdict::Deny;
-    held.generation = context.generation;
-    held.outcome = outcome;
-    held.until = until;
-    if first {
-        held.first_outcome = outcome;
-        Ring::FlowBegan
-    } else if cut {
-        held.cut_generation = context.generation;
-        Ring::FlowCut
-    } else {
-        Ring::No
-    }
-}
-
-/// The policy's answer for a flow, and until when it holds. An error keeps no flow.
-#[inline(always)]
-fn ask<F: Family, H: Host + Flows<F>>(
-    host: &mut H,
-    context: &Context,
-    packet: &Packet,
-    key: &F::Key,
-    held: &Flow,
-    unlisted: Reason,
-) -> Result<(Outcome, u64), Reason> {
-    let direction = Direction::from_u8(held.direction);
-    let (remote, remote_port, local, local_port) = F::ends(key);
-    let port = match direction {
-        Direction::Inbound => local_port,
-        Direction::Outbound => remote_port,
-    };
-    let service = u32::from(packet.protocol) << 16 | u32::from(port);
-    let answer = host.ask(context, &Asked { direction, ipv6: F::IPV6, remote, local, service });
-    if !answer.keeps {
-        return Err(answer.outcome.reason());
-    }
-    let mut outcome = answer.outcome;
-    if outcome.reason() == Reason::NotListed {
-        outcome = Outcome::without_rule(unlisted);
-    }
-    // What began before the lockdown may be an implant's session with a source port that the policy opens to anyone.
-    if context.flags.has(SlotFlags::LOCKDOWN)
-        && held.flags & Flow::ADOPTED != 0
-        && direction == Direction::Inbound
-        && outcome.verdict() == Verdict::Allow
-        && !answer.named
-    {
-        outcome = Outcome::without_rule(Reason::UnnamedRemote);
-    }
-    Ok((outcome, answer.until))
-}
-
-/// What a flow asks of the policy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Asked {
-    pub direction: Direction,
-    pub ipv6: bool,
-    /// IPv4: the first word; the others are 0.
-    pub remote: [u32; 4],
-    pub local: [u32; 4],
-    /// As [`Question::service`].
-    pub service: u32,
-}
-
-/// What the policy says of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Answer {
-    pub outcome: Outcome,
-    /// As [`crate::decide::Decision::named`].
-    pub named: bool,
-    /// The flow is kept with this outcome. Else the packet alone has it.
-    pub keeps: bool,
-    pub until: u64,
-}
-
-/// Asks the tables of the context's slot; [`Host::ask`] by default.
-#[inline(always)]
-pub fn answer<H: Host + ?Sized>(host: &H, context: &Context, asked: &Asked) -> Answer {
-    match answered(host, context, asked) {
-        Ok(answer) => answer,
-        Err(reason) => Answer { outcome: Outcome::without_rule(reason), ..Answer::default() },
-    }
-}
-
-#[inline(always)]
-fn answered<H: Host + ?Sized>(host: &H, context: &Context, asked: &Asked) -> Result<Answer, Reason> {
-    let interface = host.interface(context.ifindex);
-    if let Some(interface) = &interface {
-        if interface.flags & Interface::LOOPBACK != 0 && context.flags.has(SlotFlags::LOOPBACK) {
-            return Err(Reason::Loopback);
-        }
-        if interface.flags & Interface::GUARDED == 0 {
-            return Err(Reason::NotGuarded);
-        }
-    }
-    let class = if context.flags.has(SlotFlags::BY_INTERFACE) {
-        let [first, second, third] = interface.ok_or(Reason::UnknownInterface)?.class;
-        match context.slot {
-            Slot(0) => first,
-            Slot(1) => second,
-            Slot(2) => third,
-            _ => return Err(Reason::TableFault),
-        }
-    } else {
-        0
-    };
-    let tables = host.tables(context).ok_or(Reason::TableFault)?;
-    let local = if context.flags.has(SlotFlags::BY_LOCAL) {
-        local_class(tables, asked.ipv6, asked.local).ok_or(Reason::TableFault)?
-    } else {
-        0
-    };
-    let question = Question {
-        direction: asked.direction,
-        ipv6: asked.ipv6,
-        remote: asked.remote,
-        service: asked.service,
-        subject: Subject { interface: Some(host.forget(class)), local: Some(host.forget(local)) },
-    };
-    let decision = decide(tables, &question, || host.boot_ns());
-    Ok(Answer { outcome: decision.outcome, named: decision.named, keeps: true, until: decision.until })
 }

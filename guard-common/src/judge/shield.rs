@@ -19,7 +19,8 @@ pub fn would_deny<F: Family, H: Host + Flows<F>>(host: &mut H, context: &Context
     }
     let key = F::key(packet, context);
     if Flows::<F>::find(host, FlowTable::Established, &key).is_some()
-        || Flows::<F>::find(host, FlowTable::Unanswered, &key).is_some()
+        || Flows::<F>::find(host, FlowTable::UnansweredInbound, &key).is_some()
+        || Flows::<F>::find(host, FlowTable::UnansweredOutbound, &key).is_some()
     {
         return false;
     }

@@ -32,13 +32,20 @@ const LAST_ACK: u8 = TcpState::LastAck as u8;
 const TIME_WAIT: u8 = TcpState::TimeWait as u8;
 const CLOSE: u8 = TcpState::Close as u8;
 
+/// Whether a packet that neither opens nor ends anything, either way, leaves the connection as it is.
+#[must_use]
+#[inline(always)]
+pub const fn goes_on(state: u8) -> bool {
+    state == ESTABLISHED
+}
+
 /// `original`: the packet goes the way of the flow's first.
 #[must_use]
 #[inline(always)]
 pub const fn step(state: u8, flags: u8, original: bool) -> Step {
     // Most packets by far.
-    if flags & (SYN | FIN | RST) == 0 && state == ESTABLISHED {
-        return Step::To(ESTABLISHED);
+    if flags & (SYN | FIN | RST) == 0 && goes_on(state) {
+        return Step::To(state);
     }
     if flags & RST != 0 {
         return Step::To(CLOSE);

@@ -8,8 +8,8 @@ const HEADER: u32 = 14;
 const TAG: u32 = 4;
 const MAX_TAGS: u32 = 2;
 
-const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86dd;
+pub(super) const IPV4: u16 = 0x0800;
+pub(super) const IPV6: u16 = 0x86dd;
 const ARP: u16 = 0x0806;
 const EAPOL: u16 = 0x888e;
 const SLOW: u16 = 0x8809;

@@ -13,6 +13,7 @@ pub mod ethernet;
 pub mod ipv4;
 pub mod ipv6;
 pub mod link_local;
+pub mod plain;
 pub mod quoted;
 pub mod transport;
 
@@ -20,6 +21,7 @@ pub mod transport;
 mod tests;
 
 pub use bytes::Bytes;
+pub use plain::Plain;
 
 use crate::Reason;
 

@@ -3,7 +3,7 @@ use std::{vec, vec::Vec};
 use proptest::prelude::*;
 
 use super::{
-    Essential, Link, Packet, parse,
+    Essential, Link, Packet, parse, plain,
     transport::{ACK, SYN},
 };
 use crate::Reason;
@@ -233,6 +233,70 @@ fn dhcp_in_its_form_only() {
     assert!(!formed(&[53, 9, 1, 255]));
     let packet = parsed(Link::None, &ipv4(17, 0, &[], &dhcp(&[53, 1, 1, 255])));
     assert_eq!((packet.transaction, packet.message), (0xdead_beef, 1));
+}
+
+/// Where the plain packet's reader says something, the parser says the same.
+fn same(bytes: &[u8], link: Link, length: u32) -> bool {
+    let Some((family, at)) = plain::network(bytes, link) else { return false };
+    let found = if family == 4 { plain::v4(bytes, at, length) } else { plain::v6(bytes, at, length) };
+    let Some((plain, headers)) = found else { return false };
+    let mut packet = Packet::default();
+    parse(bytes, link, length, &mut packet);
+    assert_eq!(packet.plain(), Some(plain));
+    assert_eq!((packet.family, packet.refused(), u32::from(packet.network_at)), (family, None, at));
+    let transport = u32::from(packet.transport_at);
+    let header = if plain.protocol == 6 { u32::from(bytes[transport as usize + 12] >> 4) * 4 } else { 8 };
+    assert_eq!(headers, transport + header);
+    true
+}
+
+/// A frame that is plain, or nearly: fields that decide it are changed one at a time.
+#[test]
+fn plain_packets_are_read_as_the_parser_reads_them() {
+    let mut plain = 0;
+    let udp = [0x9c, 0x40, 0x01, 0xbb, 0, 12, 0, 0, 1, 2, 3, 4];
+    for (link, behind) in [(Link::None, 0), (Link::Ethernet, 14)] {
+        for packet in
+            [ipv4(6, 0, &[], &tcp(ACK)), ipv4(17, 0x4000, &[], &udp), ipv6(6, 64, &tcp(ACK)), ipv6(17, 64, &udp)]
+        {
+            let kind = if packet[0] >> 4 == 4 { 0x0800 } else { 0x86dd };
+            let frame = if behind == 0 { packet } else { ethernet(&[kind], &packet) };
+            assert!(same(&frame, link, frame.len() as u32));
+            for at in 0..frame.len() {
+                for value in 0..=u8::MAX {
+                    let mut other = frame.clone();
+                    other[at] = value;
+                    for length in [frame.len(), frame.len() + 30, at] {
+                        plain += usize::from(same(&other, link, length as u32));
+                    }
+                }
+                assert!(!same(&frame[..at.min(behind + 20)], link, at as u32));
+            }
+        }
+    }
+    assert!(plain > 10_000);
+    // DHCP is looked at closely.
+    for ports in [[0, 68, 0, 67], [0, 67, 0, 68]] {
+        let mut dhcp = udp;
+        dhcp[..4].copy_from_slice(&ports);
+        let packet = ipv4(17, 0, &[], &dhcp);
+        assert!(!same(&packet, Link::None, packet.len() as u32));
+    }
+}
+
+proptest! {
+    #[test]
+    fn plain_or_not_no_bytes_are_read_otherwise(
+        bytes in proptest::collection::vec(any::<u8>(), 0..100),
+        first in prop::sample::select(vec![0x45_u8, 0x46, 0x60, 0x65]),
+        more in 0u32..70_000,
+    ) {
+        let mut bytes = bytes;
+        if let Some(byte) = bytes.first_mut() {
+            *byte = first;
+        }
+        same(&bytes, Link::None, bytes.len() as u32 + more);
+    }
 }
 
 proptest! {

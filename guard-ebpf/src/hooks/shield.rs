@@ -12,7 +12,10 @@ use crate::{
     generation::Generation,
     hand::Hand,
     maps::INTERFACES,
-    parts::{judge_without_flow, parse_frame, report_frame, shield_v4, shield_v6},
+    parts::{
+        ABSENT, HELD, SETTLED, begin_frame, find_frame_v4, find_frame_v6, judge_without_flow, parse_frame, place_v4,
+        place_v6, report_frame,
+    },
     record::count_index,
 };
 
@@ -41,16 +44,7 @@ fn passes(frame: *mut xdp_md) -> bool {
     if unsafe { parse_frame(frame, link) } != 0 {
         return true;
     }
-    let judged = if hand.packet.refused != Packet::NOT_REFUSED {
-        judge_without_flow()
-    } else {
-        match hand.packet.family {
-            4 => shield_v4(),
-            6 => shield_v6(),
-            _ => judge_without_flow(),
-        }
-    };
-    if judged != 0 || hand.dropped == 0 {
+    if judge(hand) != SETTLED || hand.dropped == 0 {
         return true;
     }
     count_index(hand.counter_index(), hand.packets.into(), hand.bytes.into());
@@ -58,4 +52,25 @@ fn passes(frame: *mut xdp_md) -> bool {
         report_frame();
     }
     false
+}
+
+/// Without fragments, which it leaves to the wire; otherwise as the wire.
+#[inline(always)]
+fn judge(hand: &mut Hand) -> i32 {
+    let v6 = match hand.packet.family {
+        4 => false,
+        6 => true,
+        _ => return judge_without_flow(),
+    };
+    if hand.packet.refused != Packet::NOT_REFUSED {
+        return judge_without_flow();
+    }
+    let mut at = if v6 { find_frame_v6() } else { find_frame_v4() };
+    if at == ABSENT {
+        at = begin_frame();
+    }
+    if at == HELD {
+        at = if v6 { place_v6() } else { place_v4() };
+    }
+    at
 }

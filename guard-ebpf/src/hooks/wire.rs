@@ -4,17 +4,22 @@
 //! is attached to is known then, and costs no look-up for each packet.
 
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_redirect, macros::classifier, programs::TcContext};
-use guard_common::{Direction, Reason};
+use guard_common::{
+    Direction, Reason,
+    judge::Short,
+    packet::{Link, Packet},
+};
 
 use crate::{
     generation::Generation,
     hand::Hand,
     parts::{
-        judge_v4, judge_v6, judge_without_flow, parse_essential, parse_headers, parse_nonlinear, report, settle_v4,
+        ABSENT, FAULT, HELD, SETTLED, after_v4, after_v6, before_v4, before_v6, begin_flow, find_v4, find_v6,
+        judge_without_flow, parse_essential, parse_headers, parse_nonlinear, place_v4, place_v6, report, settle_v4,
         settle_v6,
     },
     record::{count, count_index},
-    skb,
+    short, skb,
 };
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` for clsact: later programs run, and none means pass.
@@ -47,11 +52,18 @@ pub fn wire_egress_l3(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn wire(skb: *mut __sk_buff, direction: Direction, link: u32) -> i32 {
-    let (Some(generation), Some(hand)) = (Generation::current(), Hand::get()) else {
-        count(Reason::TableFault, direction, true, 1, 0);
-        return drop_verdict(direction);
-    };
+    let Some(generation) = Generation::current() else { return fault(direction) };
+    let kind = if link == NO_HEADER { Link::None } else { Link::Ethernet };
+    let (known, packets, bytes) = short::judge(skb, direction, kind, &generation);
+    if let Short::Settled(judgement) = known {
+        count(judgement.outcome.reason(), direction, judgement.dropped, packets.into(), bytes.into());
+        return if judgement.dropped { drop_verdict(direction) } else { NEXT };
+    }
+    let Some(hand) = Hand::get() else { return fault(direction) };
     hand.begin(direction, skb::ifindex(skb), &generation);
+    if known == Short::Absent {
+        hand.set_absent();
+    }
     // SAFETY: each takes this program's context.
     unsafe {
         parse_headers(skb, link);
@@ -64,9 +76,8 @@ fn wire(skb: *mut __sk_buff, direction: Direction, link: u32) -> i32 {
     }
     (hand.packets, hand.bytes) = skb::on_the_wire(skb, &hand.packet);
     // SAFETY: as above.
-    if unsafe { judge(skb, hand) } != 0 {
-        count(Reason::TableFault, direction, true, 1, 0);
-        return drop_verdict(direction);
+    if unsafe { judge(skb, hand) } != SETTLED {
+        return fault(direction);
     }
     count_index(hand.counter_index(), hand.packets.into(), hand.bytes.into());
     if hand.ring | hand.decided != 0 {
@@ -74,6 +85,13 @@ fn wire(skb: *mut __sk_buff, direction: Direction, link: u32) -> i32 {
         unsafe { report(skb) };
     }
     if hand.dropped != 0 { drop_verdict(direction) } else { NEXT }
+}
+
+/// What cannot be, and is denied.
+#[inline(always)]
+fn fault(direction: Direction) -> i32 {
+    count(Reason::TableFault, direction, true, 1, 0);
+    drop_verdict(direction)
 }
 
 /// The verdict by which the kernel frees the packet.
@@ -91,31 +109,41 @@ fn drop_verdict(direction: Direction) -> i32 {
     }
 }
 
+/// [`SETTLED`], with the judgement in the hand; anything else is a fault.
+///
 /// # Safety
 ///
 /// `skb` is the program's context.
 #[inline(always)]
 unsafe fn judge(skb: *mut __sk_buff, hand: &mut Hand) -> i32 {
-    let essential = hand.packet.essential != 0 && hand.is_judging();
-    // SAFETY: each takes the program's context.
-    unsafe {
-        if hand.packet.refused().is_some() {
-            return judge_without_flow();
-        }
-        match hand.packet.family {
-            4 => {
-                if essential && settle_v4() != 0 {
-                    return 1;
-                }
-                judge_v4(skb)
-            }
-            6 => {
-                if essential && settle_v6() != 0 {
-                    return 1;
-                }
-                judge_v6(skb)
-            }
-            _ => judge_without_flow(),
+    let v6 = match hand.packet.family {
+        4 => false,
+        6 => true,
+        _ => return judge_without_flow(),
+    };
+    if hand.packet.refused().is_some() {
+        return judge_without_flow();
+    }
+    if hand.packet.essential != 0 && hand.is_judging() && (if v6 { settle_v6() } else { settle_v4() }) != 0 {
+        return FAULT;
+    }
+    let fragment = hand.packet.is(Packet::FRAGMENT);
+    if fragment {
+        let before = if v6 { before_v6() } else { before_v4() };
+        if before != ABSENT {
+            return before;
         }
     }
+    let mut at = if v6 { find_v6() } else { find_v4() };
+    if at == ABSENT {
+        // SAFETY: takes the program's context.
+        at = unsafe { begin_flow(skb) };
+    }
+    if at == HELD {
+        at = if v6 { place_v6() } else { place_v4() };
+    }
+    if fragment && at == SETTLED {
+        at = if v6 { after_v6() } else { after_v4() };
+    }
+    at
 }

@@ -1,12 +1,19 @@
 //! The flow tables, of both families.
 
-use guard_common::abi::{ClockReading, Flow, FlowKeyV4, FlowKeyV6};
+use guard_common::{
+    Direction,
+    abi::{ClockReading, Flow, FlowKeyV4, FlowKeyV6},
+    judge::FlowTable,
+};
 
 use super::{Instance, KernelError, sys};
 use crate::record::{flow::Key, sweep::Now};
 
-const V4: [&str; 3] = ["FLOWS_ESTABLISHED_V4", "FLOWS_UNANSWERED_V4", "FLOWS_DENIED_V4"];
-const V6: [&str; 3] = ["FLOWS_ESTABLISHED_V6", "FLOWS_UNANSWERED_V6", "FLOWS_DENIED_V6"];
+/// By [`FlowTable`].
+const V4: [&str; FlowTable::COUNT] =
+    ["FLOWS_ESTABLISHED_V4", "FLOWS_UNANSWERED_INBOUND_V4", "FLOWS_UNANSWERED_OUTBOUND_V4", "FLOWS_DENIED_V4"];
+const V6: [&str; FlowTable::COUNT] =
+    ["FLOWS_ESTABLISHED_V6", "FLOWS_UNANSWERED_INBOUND_V6", "FLOWS_UNANSWERED_OUTBOUND_V6", "FLOWS_DENIED_V6"];
 
 impl Instance {
     /// All that are held. A flow that moves from one table to another meanwhile may be there twice.
@@ -37,7 +44,12 @@ impl Instance {
         Ok(added)
     }
 
-    fn adopt_one<K: sys::Plain>(&self, names: &[&str; 3], key: &K, flow: &Flow) -> Result<bool, KernelError> {
+    fn adopt_one<K: sys::Plain>(
+        &self,
+        names: &[&str; FlowTable::COUNT],
+        key: &K,
+        flow: &Flow,
+    ) -> Result<bool, KernelError> {
         for name in names {
             let known = sys::lookup::<K, Flow>(self.map(name)?, key).map_err(failed("cannot read", name))?;
             let Some(mut known) = known else { continue };
@@ -48,7 +60,12 @@ impl Instance {
             }
             return Ok(false);
         }
-        let name = if flow.flags & Flow::ANSWERED != 0 { names[0] } else { names[1] };
+        let table = if flow.flags & Flow::ANSWERED != 0 {
+            FlowTable::Established
+        } else {
+            FlowTable::unanswered(Direction::from_u8(flow.direction))
+        };
+        let name = names[table as usize];
         match sys::update(self.map(name)?, key, flow, sys::NOEXIST) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
@@ -59,7 +76,7 @@ impl Instance {
     /// Forgets flows, in whichever table they are.
     pub fn delete_flows(&self, keys: &[Key]) -> Result<(), KernelError> {
         for key in keys {
-            for at in 0..3 {
+            for at in 0..FlowTable::COUNT {
                 match key {
                     Key::V4(key) => {
                         sys::delete(self.map(V4[at])?, key).map_err(failed("cannot delete from", V4[at]))?

@@ -71,7 +71,9 @@ pub fn load(pins: &Pins, settings: &Settings, wanted: &dyn Fn(&str) -> bool) -> 
         .override_global("FEATURES", &features, true);
     for name in &names {
         loader.map_pin_path(name, pins.map(name));
-        if name.starts_with("FLOWS_") || name == "OWNERS" || name == "SOCKETS" {
+        if name.starts_with("FLOWS_UNANSWERED_") {
+            loader.map_max_entries(name, (settings.flows / 2).max(1));
+        } else if name.starts_with("FLOWS_") || name == "OWNERS" || name == "SOCKETS" {
             loader.map_max_entries(name, settings.flows);
         }
     }

@@ -29,7 +29,7 @@ pub const ALL: u32 = SlotFlags::ENFORCE_INBOUND
     | SlotFlags::LOOPBACK;
 
 pub struct Store<F: Family> {
-    pub flows: [HashMap<F::Key, Flow>; 3],
+    pub flows: [HashMap<F::Key, Flow>; FlowTable::COUNT],
     pub fragments: HashMap<F::FragmentKey, FragmentValue>,
 }
 
@@ -125,7 +125,7 @@ impl Memory {
 
 impl<F: Family> Default for Store<F> {
     fn default() -> Self {
-        Self { flows: [HashMap::new(), HashMap::new(), HashMap::new()], fragments: HashMap::new() }
+        Self { flows: Default::default(), fragments: HashMap::new() }
     }
 }
 

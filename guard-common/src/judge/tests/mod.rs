@@ -1,4 +1,5 @@
 mod host;
+mod short;
 
 use std::{collections::BTreeSet, vec, vec::Vec};
 
@@ -100,20 +101,20 @@ fn a_connection_from_handshake_to_end() {
     let answer = host.inbound(&tcp_in(443, SYN | ACK));
     expect(answer, Reason::RuleAllow);
     assert_eq!((answer.decided, answer.ring, answer.direction), (false, Ring::No, Direction::Outbound));
-    assert_eq!((host.count(FlowTable::Unanswered), host.count(FlowTable::Established)), (1, 0));
+    assert_eq!((host.count(FlowTable::UnansweredOutbound), host.count(FlowTable::Established)), (1, 0));
     expect(host.outbound(&tcp_out(443, ACK)), Reason::RuleAllow);
-    assert_eq!((host.count(FlowTable::Unanswered), host.count(FlowTable::Established)), (0, 1));
-    let flow = *host.v4.flows[0].values().next().unwrap();
+    assert_eq!((host.count(FlowTable::UnansweredOutbound), host.count(FlowTable::Established)), (0, 1));
+    let flow = *host.v4.flows[FlowTable::Established as usize].values().next().unwrap();
     assert_eq!((flow.packets, flow.bytes, flow.tcp), ([1, 3], [100, 300], TcpState::Established as u8));
     expect(host.inbound(&tcp_in(443, FIN | ACK)), Reason::RuleAllow);
     expect(host.outbound(&tcp_out(443, ACK)), Reason::RuleAllow);
     expect(host.outbound(&tcp_out(443, FIN | ACK)), Reason::RuleAllow);
     expect(host.inbound(&tcp_in(443, ACK)), Reason::RuleAllow);
-    assert_eq!(host.v4.flows[0].values().next().unwrap().tcp, TcpState::TimeWait as u8);
+    assert_eq!(host.v4.flows[FlowTable::Established as usize].values().next().unwrap().tcp, TcpState::TimeWait as u8);
     // The ends are used again.
     let again = host.outbound(&tcp_out(443, SYN));
     assert_eq!(
-        (again.ring, host.count(FlowTable::Unanswered), host.count(FlowTable::Established)),
+        (again.ring, host.count(FlowTable::UnansweredOutbound), host.count(FlowTable::Established)),
         (Ring::FlowBegan, 1, 0)
     );
 }
@@ -160,7 +161,7 @@ fn a_new_generation_judges_anew_and_cuts() {
     let cut = host.inbound(&udp_in(53));
     expect(cut, Reason::NotListed);
     assert_eq!((cut.ring, host.count(FlowTable::Denied), host.count(FlowTable::Established)), (Ring::FlowCut, 1, 0));
-    let flow = *host.v4.flows[2].values().next().unwrap();
+    let flow = *host.v4.flows[FlowTable::Denied as usize].values().next().unwrap();
     assert_eq!((flow.cut_generation, flow.first_outcome.reason(), flow.packets), (3, Reason::RuleAllow, [3, 1]));
     host.context.generation = 4;
     host.tables = host::tables();
@@ -172,7 +173,7 @@ fn a_new_generation_judges_anew_and_cuts() {
 fn an_expired_outcome_is_asked_for_again() {
     let mut host = Memory::new();
     host.outbound(&udp_out(53));
-    host.v4.flows[FlowTable::Unanswered as usize].values_mut().next().unwrap().until = 5;
+    host.v4.flows[FlowTable::UnansweredOutbound as usize].values_mut().next().unwrap().until = 5;
     host.tables[7].0[8 + 5] = crate::decide::Target::NOT_LISTED.0;
     let cut = host.outbound(&udp_out(53));
     expect(cut, Reason::NotListed);
@@ -232,7 +233,10 @@ fn a_session_that_began_before_belongs_to_its_socket() {
     let adopted = host.outbound(&v4(US, THEM, 6, 0, &tcp_header(22, 50000, ACK)));
     expect(adopted, Reason::RuleAllow);
     assert_eq!((adopted.outcome.rule(), adopted.direction), (Some(3), Direction::Inbound));
-    assert_eq!(host.v4.flows[0].values().next().unwrap().flags & Flow::ADOPTED, Flow::ADOPTED);
+    assert_eq!(
+        host.v4.flows[FlowTable::Established as usize].values().next().unwrap().flags & Flow::ADOPTED,
+        Flow::ADOPTED
+    );
 
     let mut host = Memory::new();
     host.socket = TcpSocket::Connected;
