@@ -183,7 +183,22 @@ fn build(repository: &Path, stage: &Path, toolchain: &Toolchain, linker: &Linker
         bail!("the eBPF programs do not build");
     }
     let release = target.join(TARGET).join("release");
-    Ok(Built { object: fs::read(release.join("guard"))?, probe: fs::read(release.join("probe"))? })
+    Ok(Built { object: stripped(&release.join("guard"))?, probe: stripped(&release.join("probe"))? })
+}
+
+/// The object without DWARF, from which the linker made BTF: three quarters of it, that no kernel and no loader reads.
+fn stripped(object: &Path) -> Result<Vec<u8>> {
+    let prefix = env::var_os("LLVM_PREFIX").unwrap_or_else(|| LLVM_PREFIX.into());
+    let to = object.with_extension("stripped");
+    let tool = Path::new(&prefix).join("bin/llvm-objcopy");
+    let status = Command::new(&tool).arg("--strip-debug").arg(object).arg(&to).status();
+    let status = status.with_context(|| {
+        format!("{} does not start (Debian: apt-get install llvm-22, or set LLVM_PREFIX)", tool.display())
+    })?;
+    if !status.success() {
+        bail!("{} {}: {status}", tool.display(), object.display());
+    }
+    fs::read(&to).with_context(|| to.display().to_string())
 }
 
 /// A manifest without what only tests depend on: no part of the object, and not in the lock file of the stage.
