@@ -1,4 +1,4 @@
-//! The mutants. One long table, on purpose.
+//! Mutants of `decide` and the compiler. One long table, on purpose.
 
 pub struct Mutant {
     /// What is broken.
@@ -10,7 +10,7 @@ pub struct Mutant {
     pub to: &'static str,
 }
 
-const fn mutant(name: &'static str, file: &'static str, from: &'static str, to: &'static str) -> Mutant {
+pub const fn mutant(name: &'static str, file: &'static str, from: &'static str, to: &'static str) -> Mutant {
     Mutant { name, file, from, to }
 }
 

@@ -54,8 +54,20 @@ impl Programs {
     /// Puts a generation's nodes and counters into a slot.
     pub fn fill(&mut self, slot: Slot, nodes: &[Node], rules: u32) -> Result<()> {
         self.fill_nodes(slot, nodes)?;
+        self.fill_counters(slot, rules)?;
+        Ok(())
+    }
+
+    /// New rule counters for a slot.
+    pub fn fill_counters(&self, slot: Slot, rules: u32) -> Result<OwnedFd> {
         let counters = create_array(BPF_MAP_TYPE_ARRAY, size_of::<RuleCounter>(), rules.max(1), BPF_F_INNER_MAP)?;
-        set_inner(self.map("RULE_COUNTERS")?, slot, counters.as_fd())
+        set_inner(self.map("RULE_COUNTERS")?, slot, counters.as_fd())?;
+        Ok(counters)
+    }
+
+    /// Takes a slot's tables away.
+    pub fn empty(&self, slot: Slot) -> Result<()> {
+        delete(self.map("TABLES")?, &u32::from(slot.0))
     }
 
     /// Only what decides. The array of maps keeps the map that it is given.
@@ -137,6 +149,8 @@ fn map_fd(map: &Map) -> Result<BorrowedFd<'_>> {
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
@@ -232,6 +246,36 @@ pub fn lookup<K, V: ?Sized>(map: BorrowedFd<'_>, key: &K, value: &mut V) -> Resu
     Ok(())
 }
 
+/// Takes one element out; it may be gone already.
+pub fn delete<K>(map: BorrowedFd<'_>, key: &K) -> Result<()> {
+    let mut attr = attr();
+    attr.element = Element { map_fd: map.as_raw_fd() as u32, key: std::ptr::from_ref(key) as u64, value: 0, flags: 0 };
+    match bpf(BPF_MAP_DELETE_ELEM, &mut attr) {
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error).context("BPF_MAP_DELETE_ELEM"),
+        _ => Ok(()),
+    }
+}
+
+/// Every key. Nothing else may change the map.
+pub fn keys<K: Copy + Default>(map: BorrowedFd<'_>) -> Result<Vec<K>> {
+    let mut keys: Vec<K> = Vec::new();
+    loop {
+        let mut next = K::default();
+        let mut attr = attr();
+        attr.element = Element {
+            map_fd: map.as_raw_fd() as u32,
+            key: keys.last().map_or(0, |key| std::ptr::from_ref(key) as u64),
+            value: (&raw mut next) as u64,
+            flags: 0,
+        };
+        match bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) {
+            Ok(_) => keys.push(next),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(keys),
+            Err(error) => return Err(error).context("BPF_MAP_GET_NEXT_KEY"),
+        }
+    }
+}
+
 /// Sets the first elements of an array.
 pub fn update_batch<V>(map: BorrowedFd<'_>, values: &[V]) -> Result<()> {
     let keys: Vec<u32> = (0..values.len() as u32).collect();
@@ -250,9 +294,9 @@ pub fn update_batch<V>(map: BorrowedFd<'_>, values: &[V]) -> Result<()> {
     Ok(())
 }
 
-/// Reads the first elements of an array.
-pub fn lookup_batch<V>(map: BorrowedFd<'_>, values: &mut [V]) -> Result<()> {
-    let mut keys = vec![0_u32; values.len()];
+/// Reads the first `count` elements of an array (per CPU: all CPUs' values of each, one after the other).
+pub fn lookup_batch<V>(map: BorrowedFd<'_>, count: u32, values: &mut [V]) -> Result<()> {
+    let mut keys = vec![0_u32; count as usize];
     let mut next = 0_u32;
     let mut attr = attr();
     attr.batch = Batch {
@@ -260,7 +304,7 @@ pub fn lookup_batch<V>(map: BorrowedFd<'_>, values: &mut [V]) -> Result<()> {
         out_batch: (&raw mut next) as u64,
         keys: keys.as_mut_ptr() as u64,
         values: values.as_mut_ptr() as u64,
-        count: values.len() as u32,
+        count,
         map_fd: map.as_raw_fd() as u32,
         elem_flags: 0,
         flags: 0,

@@ -10,6 +10,8 @@ pub mod flows;
 pub mod frame;
 pub mod generate;
 pub mod guard;
+pub mod parity;
+pub mod parity_kernel;
 pub mod probe;
 pub mod process;
 pub mod random;

@@ -82,7 +82,7 @@ impl Prober {
         let result = self.0.run("probe_decide", &[0; 64], None, questions.len() as u32)?;
         anyhow::ensure!(result.return_value == 0, "probe_decide gave {}", result.return_value);
         let mut answers = vec![Probe::default(); questions.len()];
-        lookup_batch(self.0.map("PROBE")?, &mut answers)?;
+        lookup_batch(self.0.map("PROBE")?, questions.len() as u32, &mut answers)?;
         Ok(answers)
     }
 

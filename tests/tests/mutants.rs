@@ -1,8 +1,8 @@
-//! Would the differential test notice? Each mutant is one small error, put into a copy of `decide` or the compiler; the
-//! comparison with the referee must then fail. A mutant that no longer applies, or does not build, is an error too.
+//! Would the differential tests notice? Each mutant is one small error, put into a copy of `decide` and the compiler, or of
+//! the parser and the judge; the comparison with the referee must then fail. A mutant that no longer applies, or does not build, is an error too.
 //!
 //! The copy is a workspace of its own with just what takes part, so that a mutant costs seconds. `GUARD_MUTANT` runs
-//! those whose name contains it.
+//! those whose name contains it, or `packets`, or `decisions`.
 
 use std::{
     fs, io,
@@ -15,23 +15,30 @@ use anyhow::{Context, Result, bail, ensure};
 
 #[path = "../mutants/list.rs"]
 mod list;
+#[path = "../mutants/packets.rs"]
+mod packets;
 
 use list::{MUTANTS, Mutant};
+use packets::OF_PACKETS;
 
 #[test]
 fn every_mutant_is_caught() -> Result<()> {
-    ensure!(MUTANTS.len() >= 20);
+    ensure!(MUTANTS.len() >= 20 && OF_PACKETS.len() >= 20);
     let only = std::env::var("GUARD_MUTANT").unwrap_or_default();
     let copy = Copied::make()?;
     copy.build().context("the copy without a mutant")?;
-    ensure!(copy.agrees()?, "the copy without a mutant: tables and referee differ");
+    for of in ["decisions", "packets"] {
+        ensure!(copy.agrees(of)?, "the copy without a mutant differs from the referee in its {of}");
+    }
 
     let mut survived = Vec::new();
-    let chosen: Vec<&Mutant> = MUTANTS.iter().filter(|mutant| mutant.name.contains(&only)).collect();
-    for mutant in &chosen {
+    let all = MUTANTS.iter().map(|mutant| (mutant, "decisions"));
+    let all = all.chain(OF_PACKETS.iter().map(|mutant| (mutant, "packets")));
+    let chosen: Vec<_> = all.filter(|(mutant, of)| mutant.name.contains(&only) || *of == only).collect();
+    for (mutant, of) in &chosen {
         let began = Instant::now();
         let original = copy.apply(mutant)?;
-        let caught = copy.build().and_then(|()| Ok(!copy.agrees()?));
+        let caught = copy.build().and_then(|()| Ok(!copy.agrees(of)?));
         fs::write(copy.path(mutant), original)?;
         let caught = caught.with_context(|| format!("mutant \"{}\"", mutant.name))?;
         let seconds = began.elapsed().as_secs_f32();
@@ -53,6 +60,9 @@ const SOURCES: &[(&str, &str)] = &[
     ("guard-common/src", "guard-common/src"),
     ("guard/src/policy/compile", "guard/src/policy/compile"),
     ("guard/src/policy/model.rs", "guard/src/policy/model.rs"),
+    ("guard/src/replay/memory.rs", "guard/src/replay/memory.rs"),
+    ("tests/src/frame.rs", "referee/src/frame.rs"),
+    ("tests/src/parity", "referee/src/parity"),
     ("tests/src/differential.rs", "referee/src/differential.rs"),
     ("tests/src/generate.rs", "referee/src/generate.rs"),
     ("tests/src/referee.rs", "referee/src/referee.rs"),
@@ -78,11 +88,12 @@ name = "guard"
 edition = "2024"
 [dependencies]
 guard-common = { path = "../guard-common" }
+foldhash = "0.2"
 hashbrown = { version = "0.17", default-features = false, features = ["default-hasher", "inline-more"] }
 serde = { version = "1", features = ["derive"] }
 thiserror = "2"
 "#;
-const GUARD_LIB: &str = "pub mod policy { pub mod compile; pub mod model; }";
+const GUARD_LIB: &str = "pub mod policy { pub mod compile; pub mod model; } pub mod replay { pub mod memory; }";
 const REFEREE: &str = r#"
 [package]
 name = "referee"
@@ -94,9 +105,17 @@ anyhow = "1"
 "#;
 /// Exit status 0: they agree. 10: they do not; a panic too is a difference.
 const REFEREE_MAIN: &str = r#"
-mod differential; mod generate; mod referee;
+#![allow(dead_code)]
+mod differential; mod frame; mod generate; mod parity; mod referee;
 fn main() {
-    let agrees = std::panic::catch_unwind(|| differential::check_all(vec![differential::Userspace; 2], 0..3000, 40).is_ok());
+    let packets = std::env::args().nth(1).as_deref() == Some("packets");
+    let agrees = std::panic::catch_unwind(|| {
+        if packets {
+            parity::check_all::<parity::memory::Userspace>(vec![vec![], vec![]], 0..3000, generate::Times::Exact).is_ok()
+        } else {
+            differential::check_all(vec![differential::Userspace; 2], 0..3000, 40).is_ok()
+        }
+    });
     std::process::exit(if agrees.unwrap_or(false) { 0 } else { 10 });
 }
 "#;
@@ -147,8 +166,9 @@ impl Copied {
         Ok(())
     }
 
-    fn agrees(&self) -> Result<bool> {
-        let output = Command::new("timeout").arg("60").arg(self.0.join("target/debug/referee")).output()?;
+    /// `of`: "decisions" or "packets".
+    fn agrees(&self, of: &str) -> Result<bool> {
+        let output = Command::new("timeout").arg("60").arg(self.0.join("target/debug/referee")).arg(of).output()?;
         match output.status.code() {
             Some(0) => Ok(true),
             Some(10 | 124) => Ok(false),

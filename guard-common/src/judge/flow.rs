@@ -174,7 +174,11 @@ pub fn begin<H: Host>(host: &mut H, context: &Context, packet: &Packet, held: &m
     held.until = u64::MAX;
     held.tcp = beginning.state;
     held.direction = beginning.direction as u8;
-    held.flags = if beginning.adopted || context.is_tracking() { Flow::ADOPTED } else { 0 };
+    let adopted = if beginning.adopted || context.is_tracking() { Flow::ADOPTED } else { 0 };
+    // Its socket may say that the other end began it. It has been heard then: else each of these packets would find a flow
+    // of which nothing ever passed, and begin it once more.
+    let answered = if beginning.direction as u8 == context.direction as u8 { 0 } else { Flow::ANSWERED };
+    held.flags = adopted | answered;
     held.ifindex = context.ifindex;
     held.packets = [zero; 2];
     held.bytes = [zero; 2];

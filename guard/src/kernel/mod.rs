@@ -25,7 +25,7 @@ mod status;
 mod sys;
 
 pub use error::KernelError;
-pub use features::{Feature, Offers};
+pub use features::{Feature, Offers, tick_hz};
 pub use instance::{Instance, Place, preview};
 pub use interfaces::{Device, Selection, Why};
 pub use publish::TableHeader;

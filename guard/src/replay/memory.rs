@@ -17,13 +17,17 @@ const HZ: u64 = 1000;
 const NS_A_JIFFY: u64 = 1_000_000_000 / HZ;
 
 pub struct Memory<'a> {
-    tables: &'a [Node],
+    /// `None` is a fault.
+    tables: Option<&'a [Node]>,
     pub v4: Store<V4>,
     pub v6: Store<V6>,
     notes: HashMap<NoteKey, u64, RandomState>,
     /// Of the packet that is judged: greater than that of any before, so that `first_seen` names a flow.
     pub now: u64,
-    pub interface: Interface,
+    /// That the packet crosses; `None`: one that is not known.
+    pub interface: Option<Interface>,
+    /// Which socket of ours holds a TCP connection ([`Host::tcp_socket`]); [`guessed`], where nothing says more.
+    pub sockets: fn(&Packet, Direction) -> TcpSocket,
 }
 
 /// One family's flows and fragments.
@@ -44,8 +48,23 @@ struct Held<K> {
 
 impl<'a> Memory<'a> {
     #[must_use]
-    pub fn new(tables: &'a [Node], interface: Interface, boot_ns: u64) -> Self {
-        Self { tables, v4: Store::default(), v6: Store::default(), notes: HashMap::default(), now: boot_ns, interface }
+    pub fn new(tables: Option<&'a [Node]>, interface: Option<Interface>, boot_ns: u64) -> Self {
+        Self {
+            tables,
+            v4: Store::default(),
+            v6: Store::default(),
+            notes: HashMap::default(),
+            now: boot_ns,
+            interface,
+            sockets: guessed,
+        }
+    }
+
+    /// The same flows, under other tables and on another interface.
+    #[must_use]
+    pub fn with(self, tables: Option<&[Node]>, interface: Option<Interface>) -> Memory<'_> {
+        let Self { v4, v6, notes, now, sockets, .. } = self;
+        Memory { tables, v4, v6, notes, now, interface, sockets }
     }
 }
 
@@ -59,6 +78,11 @@ impl<F: Family> Store<F>
 where
     F::Key: Hash + Eq,
 {
+    /// The flows that a key has now, each with its table.
+    pub fn current(&self) -> impl Iterator<Item = (F::Key, FlowTable, &Flow)> {
+        self.flows.iter().map(|held| (held.key, held.table, &held.flow))
+    }
+
     /// Every flow there was.
     pub fn all(&self) -> impl Iterator<Item = (F::Key, &Flow)> {
         self.over.iter().map(|(key, flow)| (*key, flow)).chain(self.flows.iter().map(|held| (held.key, &held.flow)))
@@ -92,7 +116,7 @@ impl Host for Memory<'_> {
 
     #[inline]
     fn tables(&self, _: &Context) -> Option<&[Node]> {
-        Some(self.tables)
+        self.tables
     }
 
     #[inline]
@@ -112,28 +136,15 @@ impl Host for Memory<'_> {
 
     #[inline]
     fn interface(&self, _: u32) -> Option<Interface> {
-        Some(self.interface)
+        self.interface
     }
 
     fn socket_cookie(&mut self) -> u64 {
         0
     }
 
-    /// A capture has no sockets. Of a connection that began before it, the lower port is taken for the service; a packet
-    /// that opens or resets nothing that was seen stays without one.
     fn tcp_socket(&mut self, packet: &Packet, direction: Direction) -> TcpSocket {
-        const SYN_RST: u8 = 0b110;
-        let (remote, local) = match direction {
-            Direction::Inbound => (packet.source_port, packet.destination_port),
-            Direction::Outbound => (packet.destination_port, packet.source_port),
-        };
-        if packet.tcp_flags & SYN_RST != 0 || remote == local {
-            TcpSocket::None
-        } else if local < remote {
-            TcpSocket::Accepted
-        } else {
-            TcpSocket::Connected
-        }
+        (self.sockets)(packet, direction)
     }
 
     fn note(&self, key: &NoteKey) -> Option<u64> {
@@ -142,6 +153,23 @@ impl Host for Memory<'_> {
 
     fn keep_note(&mut self, key: &NoteKey, now: u64) {
         self.notes.insert(*key, now);
+    }
+}
+
+/// A capture has no sockets. Of a connection that began before it, the lower port is taken for the service; a packet that
+/// opens or resets nothing that was seen stays without one.
+fn guessed(packet: &Packet, direction: Direction) -> TcpSocket {
+    const SYN_RST: u8 = 0b110;
+    let (remote, local) = match direction {
+        Direction::Inbound => (packet.source_port, packet.destination_port),
+        Direction::Outbound => (packet.destination_port, packet.source_port),
+    };
+    if packet.tcp_flags & SYN_RST != 0 || remote == local {
+        TcpSocket::None
+    } else if local < remote {
+        TcpSocket::Accepted
+    } else {
+        TcpSocket::Connected
     }
 }
 

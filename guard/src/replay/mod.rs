@@ -4,7 +4,7 @@
 
 pub mod capture;
 pub mod link;
-mod memory;
+pub mod memory;
 pub mod report;
 pub mod side;
 
@@ -70,7 +70,7 @@ impl<'a> Replay<'a> {
         let class = interface.map_or(0, |name| compiled.interface_class(name));
         let interface = Interface { flags: Interface::GUARDED, class: [class; Slot::TABLES] };
         Self {
-            host: Memory::new(&compiled.nodes, interface, START_NS),
+            host: Memory::new(Some(&compiled.nodes), Some(interface), START_NS),
             flags: compiled.flags,
             side,
             link,
@@ -94,11 +94,11 @@ impl<'a> Replay<'a> {
         self.last = frame.time;
         let direction = match self.side.course(&self.packet, &way) {
             Course::Goes(direction) => {
-                self.host.interface = self.interface;
+                self.host.interface = Some(self.interface);
                 direction
             }
             Course::StaysHere => {
-                self.host.interface = Interface { flags: Interface::LOOPBACK, class: [0; Slot::TABLES] };
+                self.host.interface = Some(Interface { flags: Interface::LOOPBACK, class: [0; Slot::TABLES] });
                 guard_common::Direction::Outbound
             }
             Course::BothLocal => {
