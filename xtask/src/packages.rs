@@ -122,6 +122,27 @@ pub const NETWORK: &[Need] = &[
     program!("util-linux", "nsenter"),
 ];
 
+/// To try to get out of a guarded host, with the tools that an intruder would bring.
+pub const ESCAPE: &[Need] = &[
+    ROOT_NEED,
+    program!("iproute2", "ip"),
+    program!("iproute2", "tc"),
+    program!("nftables", "nft"),
+    program!("util-linux", "unshare"),
+    program!("netcat-openbsd", "nc"),
+    program!("socat", "socat"),
+    program!("curl", "curl"),
+    program!("iputils-ping", "ping"),
+    program!("bpftool", "bpftool"),
+    program!("nmap", "nmap"),
+    program!("hping3", "hping3"),
+    file!("python3-scapy", "/usr/lib/python3/dist-packages/scapy/all.py"),
+    program!("iodine", "iodine"),
+    program!("ptunnel", "ptunnel"),
+    program!("bind9-dnsutils", "dig"),
+    program!("busybox-static", "busybox"),
+];
+
 /// What the demo's hosts run, and its walls.
 pub const DEMO: &[Need] = &[
     ROOT_NEED,

@@ -54,7 +54,9 @@ pub fn below_ip<H: Host + ?Sized>(host: &H, context: &Context, packet: &Packet) 
     }
     // Inbound, a switch may answer EAPOL to our own address.
     let addressed = !to_group || packet.is(Packet::TO_GROUP) || (packet.essential == EAPOL && !context.is_outbound());
-    if packet.is(Packet::WELL_FORMED) && addressed { reason } else { Reason::EssentialMalformed }
+    // ARP's padding is where data would go out.
+    let padded = packet.essential == ARP && context.is_outbound() && packet.message != 0;
+    if packet.is(Packet::WELL_FORMED) && addressed && !padded { reason } else { Reason::EssentialMalformed }
 }
 
 /// Of an IP packet whose [`Packet::essential`] is not "no".

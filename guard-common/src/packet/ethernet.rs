@@ -22,6 +22,8 @@ const PPPOE_SESSION: u16 = 0x8864;
 const FIRST_TYPE: u16 = 0x600;
 /// What a frame without a tag is padded to, less its header.
 const SHORTEST: u32 = 46;
+/// Of a question or an answer for IPv4 over Ethernet.
+const ARP_BYTES: u32 = 28;
 
 /// Family and offset of the network header; `None` where it is neither IPv4 nor IPv6.
 #[inline(always)]
@@ -71,7 +73,10 @@ fn other<B: Bytes + ?Sized>(
     // 01:80:c2:00:00:0x, which bridges do not pass on.
     let group = if bytes.u32(0)? == 0x0180_c200 { bytes.u16(4)? } else { u16::MAX };
     let (essential, to_group, well_formed) = match kind {
-        ARP => (Essential::Arp, false, arp(bytes, at, rest)?),
+        ARP => {
+            packet.message = u8::from(!is_empty(bytes, at + ARP_BYTES, rest)?);
+            (Essential::Arp, false, arp(bytes, at, rest)?)
+        }
         EAPOL => {
             // Version, type, length of what follows; the body may be padded to the shortest frame.
             let body = u32::from(bytes.u16(at + 2)?);
@@ -99,8 +104,19 @@ fn arp<B: Bytes + ?Sized>(bytes: &B, at: u32, rest: u32) -> Option<bool> {
         bytes.u32(at)? == 0x0001_0800
             && bytes.u16(at + 4)? == 0x0604
             && matches!(bytes.u16(at + 6)?, 1 | 2)
-            && (28..=SHORTEST).contains(&rest),
+            && (ARP_BYTES..=SHORTEST).contains(&rest),
     )
+}
+
+/// Whether nothing follows, or a whole frame's padding of zeros. Others pad with what lay in memory, and are heard; what
+/// leaves this host carries nothing there.
+#[inline(always)]
+fn is_empty<B: Bytes + ?Sized>(bytes: &B, at: u32, rest: u32) -> Option<bool> {
+    if rest != SHORTEST {
+        return Some(rest == ARP_BYTES);
+    }
+    let words = bytes.u32(at)? | bytes.u32(at + 4)? | bytes.u32(at + 8)? | bytes.u32(at + 12)?;
+    Some(words == 0 && bytes.u16(at + 16)? == 0)
 }
 
 /// IEEE 802.1D, 802.1w and 802.1s: LLC (3 bytes), protocol 0, version, type; lengths by version.

@@ -74,7 +74,7 @@ pub struct Packet {
     pub hop_limit: u8,
     /// Next header of IPv6's fragment header; IPv4: the protocol.
     pub fragment_protocol: u8,
-    /// DHCPv4: 1 to the server, 2 to the client. DHCPv6: the message's type.
+    /// DHCPv4: 1 to the server, 2 to the client. DHCPv6 and ICMPv6: the message's type. ARP: 1 where something follows.
     pub message: u8,
 }
 

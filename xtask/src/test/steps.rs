@@ -50,6 +50,10 @@ pub fn all() -> Vec<Step> {
             needs: packages::NETWORK,
             ..step("netns", "real servers and traffic in network namespaces", |run| group(run, Group::Netns))
         },
+        Step {
+            needs: packages::ESCAPE,
+            ..step("escape", "attempts to get out and in, each live without guard", |run| group(run, Group::Escape))
+        },
         Step { needs: packages::DEMO, ..step("demo", "the demo shows what it says", demo) },
         Step {
             slow: true,
@@ -136,6 +140,7 @@ enum Group {
     Differential,
     Mutants,
     Netns,
+    Escape,
     Corpus,
 }
 
@@ -152,6 +157,7 @@ impl Group {
             "differential" | "referee" => Self::Differential,
             "mutants" => Self::Mutants,
             "netns" => Self::Netns,
+            "escape" => Self::Escape,
             "corpus" => Self::Corpus,
             _ => Self::Unit,
         }

@@ -386,6 +386,23 @@ fn frame(group: u8, kind: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn arp_carries_nothing_out() {
+    let mut host = Memory::new();
+    for (tail, leaves) in
+        [(vec![], true), (vec![0; 18], true), (vec![1; 18], false), (vec![0; 4], false), (vec![7; 9], false)]
+    {
+        let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 1];
+        arp.extend([0; 20]);
+        arp.extend(&tail);
+        let frame = frame(0, 0x0806, &arp);
+        let out = host.see(Direction::Outbound, Link::Ethernet, &frame).outcome.reason();
+        assert_eq!(out, if leaves { Reason::Arp } else { Reason::EssentialMalformed }, "{tail:?}");
+        // Switches and drivers pad with whatever lies there.
+        assert_eq!(host.see(Direction::Inbound, Link::Ethernet, &frame).outcome.reason(), Reason::Arp, "{tail:?}");
+    }
+}
+
+#[test]
 fn every_reason_of_the_wire_is_reached() {
     let mut seen = BTreeSet::new();
     let mut note = |judgement: Judgement| seen.insert(judgement.outcome.reason());
