@@ -16,6 +16,19 @@ pub static NETNS_COOKIE: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static HZ: Global<u32> = Global::new(250);
 
+/// How a packet socket shows that it goes round the qdisc: the 8 bytes at `BYPASS_OFFSET` of its `struct packet_sock`,
+/// masked, are `BYPASS_VALUE`. Where the kernel's type information does not tell, no socket shows it.
+#[unsafe(no_mangle)]
+pub static BYPASS_OFFSET: Global<u64> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static BYPASS_MASK: Global<u64> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static BYPASS_VALUE: Global<u64> = Global::new(1);
+
+/// Offset of `sk` in `struct socket`.
+#[unsafe(no_mangle)]
+pub static SOCKET_SK: Global<u64> = Global::new(0);
+
 /// [`abi::Features`].
 #[unsafe(no_mangle)]
 pub static FEATURES: Global<u32> = Global::new(0);

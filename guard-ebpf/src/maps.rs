@@ -1,9 +1,15 @@
 //! Every map. Names and meanings are the contract with userspace; sizes given here are the loader's to change, except
 //! for those that index by something fixed.
 
+use core::cell::UnsafeCell;
+
 use aya_ebpf::{
-    bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG},
+    bindings::{
+        BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_F_RDONLY_PROG, bpf_map_def,
+        bpf_map_type::BPF_MAP_TYPE_CGROUP_ARRAY,
+    },
     btf_maps::{self, ArrayOfMaps},
+    helpers::generated::bpf_current_task_under_cgroup,
     macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
@@ -103,6 +109,34 @@ pub static NEAR_V6: LpmTrie<[u32; 4], u8> = LpmTrie::with_max_entries(16_384, BP
 /// [`Features::NETNS_COOKIE_SOCKOPT`]: guard_common::abi::Features::NETNS_COOKIE_SOCKOPT
 #[map]
 pub static SOCKETS: HashMap<u64, u8> = HashMap::with_max_entries(FLOWS, BPF_F_NO_PREALLOC);
+
+/// One element: the cgroup whose tasks the seal at kernel functions holds.
+#[map]
+pub static SEAL_CGROUP: CgroupArray = CgroupArray(UnsafeCell::new(bpf_map_def {
+    type_: BPF_MAP_TYPE_CGROUP_ARRAY,
+    key_size: 4,
+    value_size: 4,
+    max_entries: 1,
+    map_flags: 0,
+    id: 0,
+    pinning: 0,
+}));
+
+/// `BPF_MAP_TYPE_CGROUP_ARRAY` (4.8), which aya does not have.
+#[repr(transparent)]
+pub struct CgroupArray(UnsafeCell<bpf_map_def>);
+
+// SAFETY: the kernel's own; programs hand its address to helpers and touch nothing of it.
+unsafe impl Sync for CgroupArray {}
+
+impl CgroupArray {
+    /// Whether the task that runs now is in the cgroup or below. Where that cannot be told, it is.
+    #[inline(always)]
+    pub fn holds_current(&self) -> bool {
+        // SAFETY: the helper takes such a map (4.9).
+        unsafe { bpf_current_task_under_cgroup(self.0.get().cast(), 0) != 0 }
+    }
+}
 
 /// The packet in hand.
 #[map]

@@ -36,7 +36,12 @@ impl Programs {
     /// Loads every program of an object. `configure` may override globals and sizes.
     pub fn load<'a>(object: &[u8], configure: impl FnOnce(&mut EbpfLoader<'a>)) -> Result<Self> {
         let mut loaded = Self::load_maps(object, configure)?;
-        let names: Vec<String> = loaded.ebpf.programs().map(|(name, _)| name.to_owned()).collect();
+        let names: Vec<String> = loaded
+            .ebpf
+            .programs()
+            .filter(|(_, program)| is_loaded_here(program))
+            .map(|(name, _)| name.to_owned())
+            .collect();
         for name in names {
             let program = loaded.ebpf.program_mut(&name).context("a program vanished")?;
             load_program(program).with_context(|| name.clone())?;
@@ -47,6 +52,8 @@ impl Programs {
     /// Makes the maps of an object, and loads none of its programs.
     pub fn load_maps<'a>(object: &[u8], configure: impl FnOnce(&mut EbpfLoader<'a>)) -> Result<Self> {
         let mut loader = EbpfLoader::new();
+        // The seal's array of cgroups.
+        loader.allow_unsupported_maps();
         configure(&mut loader);
         Ok(Self { ebpf: loader.load(object)? })
     }
@@ -109,13 +116,18 @@ impl Programs {
     /// What the verifier processed, by program; 0 where the kernel does not say (before 5.16).
     pub fn verified_instructions(&self) -> Result<Vec<(String, u32)>> {
         let mut counts = Vec::new();
-        for (name, program) in self.ebpf.programs() {
+        for (name, program) in self.ebpf.programs().filter(|(_, program)| is_loaded_here(program)) {
             let info: ProgramInfo = program.info()?;
             counts.push((name.to_owned(), info.verified_instruction_count().unwrap_or(0)));
         }
         counts.sort();
         Ok(counts)
     }
+}
+
+/// Those at kernel functions are loaded by guard alone: aya knows no such type. The virtual machines try them.
+fn is_loaded_here(program: &Program) -> bool {
+    !matches!(program, Program::RawTracePoint(_))
 }
 
 /// Loads one program of any type that guard has.

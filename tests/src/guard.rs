@@ -219,6 +219,13 @@ impl Guard {
         &self.policy
     }
 
+    /// Whether the seal stands at kernel functions (`fmod_ret`), beside its cgroup form.
+    pub fn sealed_at_functions(&self) -> Result<bool> {
+        let status = self.status()?;
+        let hooks = status["hooks"].as_array().context("status has no hooks")?;
+        Ok(hooks.iter().any(|hook| hook["hook"].as_str().is_some_and(|name| name.starts_with("fmod_ret"))))
+    }
+
     /// Packets that were counted under a reason, in a direction; dropped or passed.
     pub fn packets(&self, reason: &str, direction: &str, dropped: bool) -> Result<u64> {
         let status = self.status()?;

@@ -1,5 +1,6 @@
 //! What the tests share: worlds of network namespaces, real servers, witnesses, the guard binary, the loaded programs.
 
+pub mod af_xdp;
 pub mod agent;
 pub mod bpf;
 pub mod cases;
@@ -21,6 +22,7 @@ pub mod servers;
 pub mod session;
 pub mod sizes;
 pub mod skip;
+pub mod ways;
 pub mod witness;
 pub mod world;
 

@@ -1,6 +1,8 @@
 //! Runs as the only program of a virtual machine (`cargo xtask vm load`): guard on this kernel. Each result is one line
 //! on the serial console that begins with `guard-vm: `.
 
+mod seal;
+
 use std::{
     process::ExitCode,
     time::{Duration, Instant},
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
         ("a world without guard", world()),
         ("one allowed and one denied flow", flows()),
         ("a connection outlives a wrong edit", cut()),
+        ("the seal at kernel functions", seal::functions()),
     ] {
         match result {
             Ok(()) => println!("guard-vm: passed {name}"),
@@ -70,7 +73,7 @@ fn world() -> Result<()> {
     Ok(())
 }
 
-const POLICY: &str = "version: 1
+pub const POLICY: &str = "version: 1
 name: vm
 mode: enforce
 inbound:

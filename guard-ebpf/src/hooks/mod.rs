@@ -3,6 +3,7 @@
 mod backstop;
 mod clock;
 mod seal;
+mod seal_function;
 mod shield;
 mod socket;
 mod sockets;

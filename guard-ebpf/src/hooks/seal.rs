@@ -1,5 +1,5 @@
-//! The seal, where `fmod_ret` does not load: refuses the socket options that lead round the wire layer, by a cgroup
-//! setsockopt program (5.10). 32-bit system calls pass by it: SECURITY.md.
+//! The seal's cgroup form: refuses the socket options that lead round the wire layer, by a cgroup setsockopt program
+//! (5.10). 32-bit system calls pass by it (SECURITY.md), unless `seal_function` stands beside it.
 //!
 //! Sockets of every network namespace: an interface that was guarded may have been moved to another.
 
@@ -17,16 +17,16 @@ use crate::{
 };
 
 const PASS: i32 = 1;
-const REFUSE: i32 = 0;
+pub const REFUSE: i32 = 0;
 
-const SOL_PACKET: i32 = 263;
-const PACKET_QDISC_BYPASS: i32 = 20;
+pub const SOL_PACKET: i32 = 263;
+pub const PACKET_QDISC_BYPASS: i32 = 20;
 /// Every option of an AF_XDP socket: without them it cannot send.
-const SOL_XDP: i32 = 283;
+pub const SOL_XDP: i32 = 283;
 
 #[cgroup_sockopt(setsockopt)]
 pub fn seal_setsockopt(context: SockoptContext) -> i32 {
-    if goes_round(&context) && refuse() == REFUSE {
+    if goes_round(&context) && refuse(FEATURES.load() & Features::CURRENT_SOCKOPT != 0) == REFUSE {
         return REFUSE;
     }
     if FEATURES.load() & Features::OPTLEN_ZERO != 0 {
@@ -60,9 +60,9 @@ fn is_set(option: *const bpf_sockopt) -> bool {
     }
 }
 
-/// Records; refuses where the policy enforces.
+/// Records; refuses where the policy enforces. `process_known`: whether programs of this kind may ask who runs.
 #[inline(always)]
-fn refuse() -> i32 {
+pub fn refuse(process_known: bool) -> i32 {
     let Some(generation) = Generation::current() else { return REFUSE };
     if !generation.judges() {
         return PASS;
@@ -74,7 +74,7 @@ fn refuse() -> i32 {
         begin_event(EventKind::Sealed as u8, Direction::Outbound as u8, dropped.into(), outcome, &generation, 0)
     {
         let event = entry.as_mut_ptr();
-        if FEATURES.load() & Features::CURRENT_SOCKOPT != 0 {
+        if process_known {
             // SAFETY: the entry has room for a whole event.
             unsafe { (*event).owner = current_owner((*event).time) };
         } else {

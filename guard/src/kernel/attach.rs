@@ -27,6 +27,8 @@ pub enum At {
     Xdp,
     /// `BPF_CGROUP_*`, of the instance's cgroup.
     Cgroup(u32),
+    /// A kernel function, for the tasks of the instance's cgroup.
+    Function,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +62,8 @@ pub const HOOKS: &[Hook] = &[
     hook("sendmsg4", "socket", At::Cgroup(14), "cgroup sendmsg4"),
     hook("sendmsg6", "socket", At::Cgroup(15), "cgroup sendmsg6"),
     hook("seal_setsockopt", "seal", At::Cgroup(22), "cgroup setsockopt"),
+    hook("seal_option", "seal", At::Function, "fmod_ret setsockopt"),
+    hook("seal_create", "seal", At::Function, "fmod_ret socket"),
     hook("backstop_ingress", "backstop", At::Cgroup(0), "cgroup_skb ingress"),
     hook("backstop_egress", "backstop", At::Cgroup(1), "cgroup_skb egress"),
     hook("sockets_create", "socket", At::Cgroup(2), "cgroup sock_create"),
@@ -84,7 +88,7 @@ impl Hook {
     #[must_use]
     pub fn pin_name(&self, interface: u32) -> String {
         match self.at {
-            At::Cgroup(_) => self.program.to_owned(),
+            At::Cgroup(_) | At::Function => self.program.to_owned(),
             At::Wire(_) | At::Xdp => format!("{}_{interface}", self.program),
         }
     }
@@ -96,7 +100,14 @@ impl Hook {
             At::Wire(direction) => TCX_INGRESS + direction as u32,
             At::Xdp => XDP,
             At::Cgroup(kind) => kind,
+            At::Function => sys::MODIFY_RETURN,
         }
+    }
+
+    /// Of an interface; else there is one of it an instance.
+    #[must_use]
+    pub const fn of_interface(&self) -> bool {
+        matches!(self.at, At::Wire(_) | At::Xdp)
     }
 }
 
@@ -118,6 +129,7 @@ pub fn attach_link(
             let cgroup = open_cgroup(settings)?;
             sys::link_create(program, cgroup.as_raw_fd() as u32, kind, 0)
         }
+        At::Function => sys::attach_to_function(program),
         At::Wire(_) => sys::link_create(program, interface, hook.attach_type(), LINK_FIRST),
         At::Xdp => sys::link_create(program, interface, XDP, XDP_NATIVE)
             .or_else(|_| sys::link_create(program, interface, XDP, XDP_GENERIC)),
@@ -173,7 +185,7 @@ pub fn detach_filter(direction: Direction, interface: &str) {
 #[must_use]
 pub fn target(settings: &Settings, hook: &Hook, interface: u32) -> String {
     match hook.at {
-        At::Cgroup(_) => format!("cgroup {}", settings.cgroup.display()),
+        At::Cgroup(_) | At::Function => format!("cgroup {}", settings.cgroup.display()),
         At::Wire(_) | At::Xdp => format!("interface {interface}"),
     }
 }

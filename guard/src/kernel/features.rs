@@ -33,8 +33,6 @@ const SCHED_CLS: u32 = 3;
 const CGROUP_SKB: u32 = 8;
 const CGROUP_SOCK_ADDR: u32 = 18;
 const CGROUP_SOCKOPT: u32 = 25;
-const TRACING: u32 = 26;
-const MODIFY_RETURN: u32 = 26;
 const INET4_CONNECT: u32 = 10;
 const SETSOCKOPT: u32 = 22;
 pub const TCX_INGRESS: u32 = 46;
@@ -56,14 +54,15 @@ const fn call(helper: i32) -> Instruction {
 }
 
 impl Offers {
-    /// Loads a few programs of a handful of instructions; attaches none.
+    /// Loads a few programs of a handful of instructions; attaches none but, for a moment, those that change nothing at the
+    /// functions of the seal.
     #[must_use]
     pub fn probe() -> Self {
         let helper = |kind, expected, helper| sys::load(kind, expected, 0, &[call(helper), set(0, 1), EXIT]).is_ok();
         Self {
             // Loopback is number 1 in every network namespace; asking changes nothing.
             tcx: sys::query(1, TCX_INGRESS).is_ok(),
-            fmod_ret: fmod_ret(),
+            fmod_ret: super::sealing::works(),
             netns_cookie: sys::netns_cookie().is_ok() && helper(CGROUP_SOCK_ADDR, INET4_CONNECT, GET_NETNS_COOKIE),
             netns_cookie_skb: helper(SCHED_CLS, 0, GET_NETNS_COOKIE) && helper(CGROUP_SKB, 0, GET_NETNS_COOKIE),
             netns_cookie_sockopt: helper(CGROUP_SOCKOPT, SETSOCKOPT, GET_NETNS_COOKIE),
@@ -100,8 +99,7 @@ impl Offers {
             ),
             feature(
                 "fmod_ret seal",
-                // The object has no such program yet, so that the kernel would take one helps nobody.
-                false,
+                self.fmod_ret,
                 "the seal is a cgroup setsockopt program: 32-bit system calls, sockets prepared before the start and later \
                  cgroup programs can pass it",
             ),
@@ -126,15 +124,6 @@ impl Offers {
             feature("ring_buffer", self.ring_buffer, "guard does not start: events need it (Linux 5.8)"),
         ]
     }
-}
-
-/// Loads there and is not refused; no program of that kind is attached.
-fn fmod_ret() -> bool {
-    let Ok(btf) = aya_obj::btf::Btf::from_sys_fs() else { return false };
-    let Ok(id) = btf.id_by_type_name_kind("security_socket_setsockopt", aya_obj::btf::BtfKind::Func) else {
-        return false;
-    };
-    sys::load(TRACING, MODIFY_RETURN, id, &[set(0, 0), EXIT]).is_ok()
 }
 
 fn ring_buffer() -> bool {

@@ -19,7 +19,7 @@ use super::{
     near::{self, Near},
     pins::{Pins, pin_over},
     publish::{self, Outer, StateMap},
-    release,
+    release, sealing,
     settings::{self, META, META_BYTES, META_ENTRIES, Options, Published, Settings},
     sys,
 };
@@ -199,7 +199,8 @@ impl Instance {
         }
         if old.cgroup_id != self.settings.cgroup_id {
             // The new ones first: sockets in both see no gap.
-            let former: Vec<String> = cgroup_hooks().map(|hook| hook.pin_name(0)).collect();
+            let cgroups = cgroup_hooks().filter(|hook| hook.at != At::Function);
+            let former: Vec<String> = cgroups.map(|hook| hook.pin_name(0)).collect();
             let held: Vec<OwnedFd> = former.iter().filter_map(|name| self.links.remove(name)).collect();
             self.attach_cgroup()?;
             drop(held);
@@ -218,9 +219,24 @@ impl Instance {
         let wanted = |name: &str| self.settings.needs(name) || (old.contains_key(name) && name.ends_with("_l3"));
         let programs = load::load(&self.pins, &self.settings, &wanted)?;
         let tags = pin_programs(&self.pins, &programs)?;
+        // Of an older guard, which made not all of them.
+        self.maps = open_maps(&self.pins)?;
+        if programs.contains_key("seal_option") {
+            sealing::hold(self.map(sealing::CGROUP)?, &self.settings)?;
+        }
+        for hook in HOOKS.iter().filter(|hook| hook.at == At::Function) {
+            // Such a link cannot be updated: the new one stands beside the old, which then goes.
+            if let Some(program) = programs.get(hook.program) {
+                let link = attach::attach_link(&self.pins, hook, program.as_fd(), &self.settings, 0)?;
+                self.links.insert(hook.pin_name(0), link);
+            }
+        }
         for (name, link) in &self.links {
             let failed = || KernelError::call(format!("cannot replace the program of {name}"));
             let Some(hook) = HOOKS.iter().find(|hook| is_link_of(name, hook)) else { continue };
+            if hook.at == At::Function {
+                continue;
+            }
             // What runs there now says which of two it is.
             let id = sys::info_of_link(link.as_fd()).map_err(failed())?.program_id;
             let tag = sys::program_by_id(id)
@@ -441,7 +457,7 @@ impl Instance {
             let wanted = match hook.at {
                 At::Wire(_) => self.settings.offers.tcx,
                 At::Xdp => true,
-                At::Cgroup(_) => false,
+                At::Cgroup(_) | At::Function => false,
             };
             let name = hook.pin_name(device.index);
             if wanted && !self.holds(&name) && self.has(hook.program_for(device.ethernet))? {
@@ -476,6 +492,9 @@ impl Instance {
     }
 
     pub(super) fn attach_cgroup(&mut self) -> Result<(), KernelError> {
+        if self.programs.contains_key("seal_option") {
+            sealing::hold(self.map(sealing::CGROUP)?, &self.settings)?;
+        }
         for hook in cgroup_hooks() {
             if !self.holds(&hook.pin_name(0)) && self.programs.contains_key(hook.program) {
                 self.attach(hook, 0, true)?;
@@ -516,7 +535,7 @@ impl Instance {
 
     fn drop_interface(&mut self, index: u32) -> Result<(), KernelError> {
         for hook in HOOKS {
-            if !matches!(hook.at, At::Cgroup(_)) {
+            if hook.of_interface() {
                 self.drop_link(&hook.pin_name(index))?;
             }
         }
@@ -560,12 +579,12 @@ pub fn preview(selection: &Selection) -> Result<Vec<(Device, Why)>, KernelError>
 }
 
 fn cgroup_hooks() -> impl Iterator<Item = &'static Hook> {
-    HOOKS.iter().filter(|hook| matches!(hook.at, At::Cgroup(_)))
+    HOOKS.iter().filter(|hook| !hook.of_interface())
 }
 
 fn is_link_of(name: &str, hook: &Hook) -> bool {
     match hook.at {
-        At::Cgroup(_) => name == hook.program,
+        At::Cgroup(_) | At::Function => name == hook.program,
         _ => name
             .strip_prefix(hook.program)
             .and_then(|rest| rest.strip_prefix('_'))

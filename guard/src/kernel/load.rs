@@ -16,6 +16,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use super::{
     KernelError,
     pins::Pins,
+    sealing,
     settings::Settings,
     sys::{self, F_INNER_MAP, F_MMAPABLE, F_RDONLY_PROG, MAP_TYPE_ARRAY, MAP_TYPE_ARRAY_OF_MAPS},
 };
@@ -65,6 +66,8 @@ pub fn load(pins: &Pins, settings: &Settings, wanted: &dyn Fn(&str) -> bool) -> 
     let names = map_names()?;
     let features = settings.offers.bits();
     let mut loader = EbpfLoader::new();
+    // The seal's array of cgroups is of a kind that aya makes and does not know.
+    loader.allow_unsupported_maps();
     loader
         .override_global("NETNS_COOKIE", &settings.netns_cookie, true)
         .override_global("HZ", &settings.hz, true)
@@ -105,6 +108,7 @@ pub fn load(pins: &Pins, settings: &Settings, wanted: &dyn Fn(&str) -> bool) -> 
     let mut programs = here?;
     let there = there.map_err(|_| failed("cannot load guard's programs", &std::fmt::Error))?;
     programs.extend(there?);
+    programs.extend(sealing::load(pins, settings, wanted)?);
     Ok(programs)
 }
 

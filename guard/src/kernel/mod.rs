@@ -5,6 +5,7 @@
 //! hooks are as `guard-ebpf` has them; `META` beside them says what was asked for at the start.
 
 mod attach;
+mod btf;
 mod counters;
 mod engine;
 mod error;
@@ -20,6 +21,7 @@ mod pins;
 mod publish;
 mod release;
 mod repair;
+mod sealing;
 mod settings;
 mod status;
 mod sys;

@@ -96,6 +96,7 @@ impl Settings {
             "wire_ingress_l3" | "wire_egress_l3" => false,
             "sockets_create" | "sockets_release" => !self.offers.netns_cookie_skb,
             "shield" => self.shield,
+            "seal_option" | "seal_create" => self.offers.fmod_ret,
             _ => true,
         }
     }

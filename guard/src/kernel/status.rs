@@ -105,13 +105,16 @@ impl Instance {
         let mut look = Look { instance: self, devices: &devices, hooks: Vec::new(), foreign: Vec::new() };
         let wanted = |hook: &&Hook| self.settings.programs.contains_key(hook.program);
         for index in guarded {
-            for hook in HOOKS.iter().filter(wanted).filter(|hook| !matches!(hook.at, At::Cgroup(_))) {
+            for hook in HOOKS.iter().filter(wanted).filter(|hook| hook.of_interface()) {
                 look.interface(hook, index)?;
             }
             look.beside(index)?;
         }
         for hook in HOOKS.iter().filter(wanted).filter(|hook| matches!(hook.at, At::Cgroup(_))) {
             look.cgroup(hook)?;
+        }
+        for hook in HOOKS.iter().filter(wanted).filter(|hook| hook.at == At::Function) {
+            look.function(hook);
         }
         Ok((look.hooks, look.foreign))
     }
@@ -185,6 +188,15 @@ impl Look<'_> {
         Ok(())
     }
 
+    /// The kernel does not tell which programs a function has, so the link is what is looked at: the pinned one, else the
+    /// one that this process holds. What others have there cannot lift a refusal.
+    fn function(&mut self, hook: &Hook) {
+        let target = self.instance.settings().cgroup.display().to_string();
+        let held = || sys::info_of_link(self.instance.links.get(&hook.pin_name(0))?.as_fd()).ok();
+        let programs: Vec<u32> = self.link(hook, 0).or_else(held).map(|info| info.program_id).into_iter().collect();
+        self.judge(hook, hook.name.to_owned(), target, 0, &programs, false);
+    }
+
     fn judge(&mut self, hook: &Hook, kind: String, target: String, index: u32, programs: &[u32], ordered: bool) {
         let device = self.devices.get(&index);
         let ours: Vec<bool> = programs.iter().map(|id| self.is_ours(hook, *id, device)).collect();
@@ -206,6 +218,7 @@ impl Look<'_> {
         for (id, _) in programs.iter().zip(&ours).filter(|(_, ours)| !**ours) {
             let kind_of = match hook.at {
                 At::Cgroup(_) => "cgroup",
+                At::Function => "fmod_ret",
                 At::Xdp => "xdp",
                 At::Wire(_) => "tcx",
             };

@@ -4,7 +4,7 @@
 //! (include/uapi/linux/bpf.h), whose layout never changes.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     fs, io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
@@ -27,6 +27,7 @@ const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const MAP_GET_FD_BY_ID: libc::c_int = 14;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const PROG_QUERY: libc::c_int = 16;
+const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const MAP_FREEZE: libc::c_int = 22;
 const MAP_LOOKUP_BATCH: libc::c_int = 24;
 const MAP_UPDATE_BATCH: libc::c_int = 26;
@@ -394,7 +395,8 @@ pub fn info_of_program(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
 pub struct LinkInfo {
     pub id: u32,
     pub program_id: u32,
-    /// Interface index (tcx, XDP) or the cgroup's id; 0: detached, though the link is still there.
+    /// Interface index (tcx, XDP), the cgroup's id, or the kind of attachment to a function, which lasts as long as its
+    /// link; 0: detached, though the link is still there.
     pub target: u64,
 }
 
@@ -433,6 +435,53 @@ pub fn load(kind: u32, expected: u32, btf_id: u32, instructions: &[Instruction])
         .u32(68, expected)
         .u32(108, btf_id);
     bpf(PROG_LOAD, &mut attr).map(own)
+}
+
+const TRACING: u32 = 26;
+/// `BPF_MODIFY_RETURN`: of programs at functions whose return value they may change.
+pub const MODIFY_RETURN: u32 = 26;
+
+/// A program that leaves the return value of a function as it is, for probing. `function`: its number in the kernel's BTF.
+pub fn load_nothing_at(function: u32) -> io::Result<OwnedFd> {
+    load(TRACING, MODIFY_RETURN, function, &[(0xb7, 0, 0, 0), (0x95, 0, 0, 0)])
+}
+
+/// A program of the object at a function of the kernel (5.7).
+pub fn load_at_function(
+    name: &str,
+    function: u32,
+    instructions: &[aya_obj::generated::bpf_insn],
+    license: &CStr,
+) -> io::Result<OwnedFd> {
+    let mut attr = Attr::new()
+        .u32(0, TRACING)
+        .u32(4, instructions.len() as u32)
+        .pointer(8, instructions.as_ptr())
+        .pointer(16, license.as_ptr())
+        .bytes(48, &name.as_bytes()[..name.len().min(15)])
+        .u32(68, MODIFY_RETURN)
+        .u32(108, function);
+    let refused = match bpf(PROG_LOAD, &mut attr) {
+        Ok(fd) => return Ok(own(fd)),
+        Err(error) => error,
+    };
+    // Once more, for the verifier's reasons.
+    let mut log = vec![0_u8; 1 << 20];
+    attr = attr.u32(24, 1).u32(28, log.len() as u32).pointer(32, log.as_mut_ptr());
+    match bpf(PROG_LOAD, &mut attr) {
+        Ok(fd) => Ok(own(fd)),
+        Err(_) => {
+            let end = log.iter().position(|byte| *byte == 0).unwrap_or(0);
+            let said = String::from_utf8_lossy(&log[end.saturating_sub(1500)..end]).into_owned();
+            Err(io::Error::new(refused.kind(), format!("{refused}: {said}")))
+        }
+    }
+}
+
+/// Attaches a program to the function that it was loaded for. The link cannot be updated or detached: it ends with its
+/// last descriptor and pin.
+pub fn attach_to_function(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    bpf(RAW_TRACEPOINT_OPEN, &mut Attr::new().fd(8, program)).map(own)
 }
 
 /// `BPF_PROG_TEST_RUN` over an empty Ethernet frame; what the program returned.

@@ -3,21 +3,25 @@
 //! ```text
 //! connect tcp|udp ADDRESS:PORT      connect
 //! send ADDRESS:PORT                 an unconnected datagram
-//! bypass INTERFACE 0|1 HEX          a packet socket with PACKET_QDISC_BYPASS, ten frames through it
-//! xdp                               an AF_XDP socket, and its first option
+//! bypass WAY INTERFACE 0|1 HEX      a packet socket with PACKET_QDISC_BYPASS, ten frames through it
+//! bypasses INTERFACE HEX            a packet socket that goes round the qdisc; for each line that comes in its option is
+//!                                   set to that value, and a frame sent
+//! xdp WAY                           an AF_XDP socket, and its first option
+//! xdp-send INTERFACE HEX            a frame by an AF_XDP socket
+//! priority WAY                      an option that nobody minds
 //! hold tcp ADDRESS:PORT             says something and hears it, a line each time a line comes in, until the end
 //! ```
 //!
-//! Prints `ok`, or the number of the error, and the milliseconds that the call took.
+//! WAY is `native`, `int80` or `uring` (`guard_tests::ways`). Prints `ok`, or the number of the error, and the milliseconds that the call took.
 
 use std::{
     io::{self, BufRead},
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
 
-use guard_tests::{echo::speaks, witness::packet_socket};
+use guard_tests::{echo::speaks, ways::Way, witness::packet_socket};
 
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -28,8 +32,14 @@ fn main() -> io::Result<()> {
         ["connect", "tcp", to] => say(|| TcpStream::connect_timeout(&address(to), PATIENCE).map(drop)),
         ["connect", "udp", to] => say(|| bound(&address(to))?.connect(address(to))),
         ["send", to] => say(|| bound(&address(to))?.send_to(b"x", address(to)).map(drop)),
-        ["bypass", interface, on, frame] => bypass(interface, on == "1", frame)?,
-        ["xdp"] => say(xdp),
+        ["bypass", way, interface, on, frame] => bypass(by(way)?, interface, on == "1", &bytes(frame)?)?,
+        ["bypasses", interface, frame] => bypasses(interface, &bytes(frame)?)?,
+        ["xdp", way] => xdp(by(way)?),
+        ["xdp-send", interface, frame] => {
+            let (index, frame) = (nix::net::if_::if_nametoindex(interface)?, bytes(frame)?);
+            say(|| guard_tests::af_xdp::send(index, &frame));
+        }
+        ["priority", way] => priority(by(way)?)?,
         ["hold", "tcp", to] => hold(address(to))?,
         _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "see the source for what may be asked")),
     }
@@ -65,33 +75,60 @@ fn hold(to: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
-fn bypass(interface: &str, on: bool, frame: &str) -> io::Result<()> {
-    let frame: Vec<u8> = (0..frame.len() / 2)
-        .map(|at| u8::from_str_radix(&frame[2 * at..2 * at + 2], 16).map_err(io::Error::other))
-        .collect::<io::Result<_>>()?;
+fn by(word: &str) -> io::Result<Way> {
+    Way::parse(word).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "native, int80 or uring"))
+}
+
+fn bytes(hex: &str) -> io::Result<Vec<u8>> {
+    let byte = |at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).map_err(io::Error::other);
+    (0..hex.len() / 2).map(byte).collect()
+}
+
+fn set_bypass(way: Way, socket: &OwnedFd, on: bool) -> io::Result<()> {
+    way.set_option(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &i32::from(on).to_ne_bytes())
+}
+
+fn send(socket: &OwnedFd, frame: &[u8]) {
+    // SAFETY: the buffer is as long as said.
+    unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+}
+
+fn bypass(way: Way, interface: &str, on: bool, frame: &[u8]) -> io::Result<()> {
     let socket = packet_socket(nix::net::if_::if_nametoindex(interface)?)?;
-    say(|| set_option(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &i32::from(on).to_ne_bytes()));
+    say(|| set_bypass(way, &socket, on));
     for _ in 0..10 {
-        // SAFETY: the buffer is as long as said.
-        unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        send(&socket, frame);
+    }
+    Ok(())
+}
+
+fn bypasses(interface: &str, frame: &[u8]) -> io::Result<()> {
+    let socket = packet_socket(nix::net::if_::if_nametoindex(interface)?)?;
+    say(|| set_bypass(Way::Native, &socket, true));
+    for line in io::stdin().lock().lines() {
+        let on = line? == "1";
+        say(|| set_bypass(Way::Native, &socket, on));
+        send(&socket, frame);
     }
     Ok(())
 }
 
 /// XDP_UMEM_REG without a usable area: EINVAL or EFAULT from the kernel itself, EPERM from the seal. The socket alone
-/// may be refused already.
-fn xdp() -> io::Result<()> {
+/// may be refused already; a second line says so.
+fn xdp(way: Way) {
     const XDP_UMEM_REG: i32 = 4;
-    // SAFETY: a plain system call; the descriptor is left to the process's end.
-    let socket = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-    if socket < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    set_option(socket, libc::SOL_XDP, XDP_UMEM_REG, &[0; 32])
+    let mut made = false;
+    say(|| {
+        // Left to the process's end.
+        let socket = way.socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0)?;
+        made = true;
+        way.set_option(socket, libc::SOL_XDP, XDP_UMEM_REG, &[0; 32])
+    });
+    println!("{}", if made { "made" } else { "not made" });
 }
 
-fn set_option(socket: i32, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
-    // SAFETY: the value is as long as said.
-    let set = unsafe { libc::setsockopt(socket, level, name, value.as_ptr().cast(), value.len() as libc::socklen_t) };
-    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+fn priority(way: Way) -> io::Result<()> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    say(|| way.set_option(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PRIORITY, &3_i32.to_ne_bytes()));
+    Ok(())
 }

@@ -1,0 +1,96 @@
+//! Ways round tc from a socket, each shown to work without guard, by a witness outside: what the seal refuses of them, and
+//! that status names what it does not.
+
+use guard_tests::{
+    agent::ask,
+    flows::{NOTHING, PASSES},
+    frame::{UDP, ethernet_ip, ip, udp},
+    guard::Guard,
+    new_world,
+    skip::skip,
+    witness::Witness,
+    world::World,
+};
+
+const POLICY: &str = "version: 1\nname: bypass\nmode: enforce\ninbound: []\noutbound: []\n";
+const PORT: u16 = 9001;
+
+/// A frame that no rule lists, from the server to the client, in hexadecimal.
+fn frame(world: &World) -> String {
+    let (from, to) = (world.server.v4.into(), world.client.v4.into());
+    let packet = ip(from, to, UDP, &udp((from, 4000), (to, PORT), b"round"));
+    ethernet_ip(world.client.mac, world.server.mac, &packet).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn leaves(witness: &Witness, limit: std::time::Duration) -> bool {
+    witness.waits_for(limit, |packet| packet.destination_port == PORT)
+}
+
+/// A 32-bit system call asks of a 64-bit process; the cgroup form of the seal is not run for it.
+#[test]
+fn a_32_bit_call_is_refused_or_named() {
+    const TEST: &str = "netns_bypass_seal a_32_bit_call";
+    let Some(world) = new_world(TEST) else { return };
+    let frame = frame(&world);
+    let bypass = || ask(&world.server, &["bypass", "int80", "eth0", "1", &frame]);
+    let witness = Witness::start(&world.router, World::WIRE).unwrap();
+    match bypass() {
+        Ok(said) => assert!(said.good() && leaves(&witness, PASSES), "without guard: {said:?}"),
+        Err(error) => return skip(TEST, &format!("no 32-bit system calls here: {error}")),
+    }
+    let guard = Guard::start(&world, POLICY).unwrap();
+    witness.forget();
+    let said = bypass().unwrap();
+    let missing = guard.status().unwrap()["missing"].to_string();
+    if guard.sealed_at_functions().unwrap() {
+        assert!(said.refused() && !leaves(&witness, NOTHING), "{said:?}");
+        assert!(!missing.contains("32-bit"), "{missing}");
+    } else {
+        assert!(said.good() && leaves(&witness, PASSES), "the cgroup form learned to see it: say so in SECURITY.md");
+        assert!(missing.contains("no fmod_ret seal") && missing.contains("32-bit"), "it is named: {missing}");
+    }
+}
+
+#[test]
+fn io_uring_is_refused() {
+    const TEST: &str = "netns_bypass_seal io_uring";
+    let Some(world) = new_world(TEST) else { return };
+    let frame = frame(&world);
+    let bypass = || ask(&world.server, &["bypass", "uring", "eth0", "1", &frame]).unwrap();
+    let witness = Witness::start(&world.router, World::WIRE).unwrap();
+    let said = bypass();
+    if !said.good() {
+        return skip(TEST, &format!("no setsockopt by io_uring here (Linux 6.7): {said:?}"));
+    }
+    assert!(leaves(&witness, PASSES), "without guard");
+    let guard = Guard::start(&world, POLICY).unwrap();
+    witness.forget();
+    let said = bypass();
+    assert!(said.refused() && !leaves(&witness, NOTHING), "{said:?}");
+    assert!(guard.packets("sealed", "outbound", true).unwrap() >= 1);
+    assert!(ask(&world.server, &["priority", "uring"]).unwrap().good(), "an ordinary option");
+    assert_eq!(witness.lost().unwrap(), 0);
+}
+
+#[test]
+fn af_xdp_does_not_send() {
+    const TEST: &str = "netns_bypass_seal af_xdp";
+    let Some(world) = new_world(TEST) else { return };
+    let frame = frame(&world);
+    let send = || ask(&world.server, &["xdp-send", "eth0", &frame]).unwrap();
+    let witness = Witness::start(&world.router, World::WIRE).unwrap();
+    let said = send();
+    if said.errno == libc::EAFNOSUPPORT {
+        return skip(TEST, "this kernel has no AF_XDP");
+    }
+    assert!(said.good() && leaves(&witness, PASSES), "without guard: {said:?}");
+    let guard = Guard::start(&world, POLICY).unwrap();
+    witness.forget();
+    let said = send();
+    assert!(said.refused() && !leaves(&witness, NOTHING), "{said:?}");
+    assert!(guard.packets("sealed", "outbound", true).unwrap() >= 1);
+    guard.wait_records(|record| record["guard"]["event"] == "sealed").unwrap();
+    guard.release().unwrap();
+    assert!(send().good() && leaves(&witness, PASSES), "released");
+    assert_eq!(witness.lost().unwrap(), 0);
+}
