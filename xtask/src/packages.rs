@@ -120,6 +120,9 @@ pub const NETWORK: &[Need] = &[
     program!("iputils-ping", "ping"),
     program!("bpftool", "bpftool"),
     program!("util-linux", "nsenter"),
+    program!("sudo", "sudo"),
+    program!("tmux", "tmux"),
+    program!("screen", "screen"),
 ];
 
 /// To try to get out of a guarded host, with the tools that an intruder would bring.
