@@ -1,6 +1,7 @@
 //! The `guard` binary, run in a world's server as an operator would.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
     process::Command,
@@ -164,6 +165,33 @@ impl Guard {
         // A last line without its end is being written.
         let complete = text.rfind('\n').map_or("", |end| &text[..end]);
         complete.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
+    }
+
+    /// Records that contain a text, those in files that were rotated too, in no particular order.
+    pub fn all_records_with(&self, part: &str) -> Result<Vec<Value>> {
+        use std::{io::BufRead as _, os::unix::fs::MetadataExt as _};
+        let path = self.state_dir.join("flows.jsonl");
+        let mut files = BTreeMap::new();
+        // From the newest on: one that is rotated meanwhile is met twice, and none is missed.
+        for number in 0..=8 {
+            let name = if number == 0 { path.clone() } else { path.with_extension(format!("jsonl.{number}")) };
+            match fs::File::open(&name) {
+                Ok(file) => drop(files.insert(file.metadata()?.ino(), file)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).with_context(|| name.display().to_string()),
+            }
+        }
+        let mut records = Vec::new();
+        for file in files.into_values() {
+            for line in std::io::BufReader::with_capacity(1 << 20, file).lines() {
+                let line = line?;
+                // A last line without its end is being written.
+                if line.contains(part) && line.ends_with('}') {
+                    records.push(serde_json::from_str(&line).with_context(|| line.clone())?);
+                }
+            }
+        }
+        Ok(records)
     }
 
     /// Records that `wanted` accepts, as soon as there is one.
