@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         ("one allowed and one denied flow", flows()),
         ("a connection outlives a wrong edit", cut()),
         ("the seal at kernel functions", seal::functions()),
+        ("expiry after a clock step", clock()),
     ] {
         match result {
             Ok(()) => println!("guard-vm: passed {name}"),
@@ -131,6 +132,38 @@ fn cut() -> Result<()> {
     println!("guard-vm: cut: goes on {:?} after the change", start.elapsed());
     session.speaks(false, CUT * 2).context("after the deadline, to the server")?;
     guard.stop()?;
+    guard.release()?;
+    Ok(())
+}
+
+/// 2030-01-01T00:00:00Z, in Unix time.
+const NEW_YEAR: i64 = 1_893_456_000;
+
+/// A rule's expiry is a wall time: when the clock is stepped, the kernel's own clock is told anew.
+fn clock() -> Result<()> {
+    let set = |seconds: i64| -> Result<()> {
+        let time = nix::sys::time::TimeSpec::new(seconds, 0);
+        Ok(nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, time)?)
+    };
+    set(NEW_YEAR)?;
+    let world = World::create().context("a world")?;
+    let far = Echo::udp(&world.client, world.client.address(false), ALLOWED)?;
+    let policy = "version: 1\nname: clock\nmode: enforce\ninbound: []\noutbound:\n  \
+                  - { name: lent, to: any, services: udp/7000, expires: 2030-01-01T01:00:00Z }\n";
+    let guard = Guard::start(&world, policy)?;
+    for (when, at, passes) in [
+        ("an hour before its end", NEW_YEAR, true),
+        ("stepped past its end", NEW_YEAR + 7200, false),
+        ("stepped back", NEW_YEAR + 600, true),
+    ] {
+        set(at)?;
+        let start = Instant::now();
+        let limit = if passes { LIMIT } else { SHORT };
+        while udp_reaches(&world.server, far.address, limit).is_ok() != passes {
+            ensure!(start.elapsed() < 3 * LIMIT, "{when}: it should pass: {passes}");
+        }
+        println!("guard-vm: clock: {when}: right after {:?}", start.elapsed());
+    }
     guard.release()?;
     Ok(())
 }
