@@ -533,7 +533,12 @@ pub fn below(
 ) {
     let direction = if maker.random.percent(50) { Direction::Inbound } else { Direction::Outbound };
     // Only devices whose frames have a header.
-    let device = *maker.random.of(&[0, 1, 2, 2, 3, 3, 6, 7, 8]);
+    let device = match what {
+        // Most often where what these carry, or make, is there.
+        Below::Macsec | Below::Pppoe if maker.random.percent(70) => 3,
+        Below::Stp if maker.random.percent(50) => 2,
+        _ => *maker.random.of(&[0, 1, 2, 2, 3, 3, 6, 7, 8]),
+    };
     let tags: &[u16] = if maker.random.percent(5) { &[0x8100] } else { &[] };
     let bytes = ethernet(&to, tags, frame.0, frame.1);
     maker.push(Packet { direction, device, bytes, says: Says::Below { what, form, to_group: group }, label });
