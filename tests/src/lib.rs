@@ -5,6 +5,7 @@ pub mod agent;
 pub mod bpf;
 pub mod cases;
 pub mod corpus;
+pub mod day;
 pub mod differential;
 pub mod echo;
 pub mod flows;

@@ -30,11 +30,12 @@ use crate::{
         guard explain policy.yaml 'in udp 198.51.100.7 -> 53'\n  \
         guard explain 'out icmp 203.0.113.9 echo-request'        # the policy that is running\n  \
         guard explain policy.yaml 'out tcp [2001:db8::9]:443'\n  \
-        guard explain policy.yaml 'in tcp 198.51.100.7 -> 203.0.113.5:22 on eth1'\n\n\
+        guard explain policy.yaml 'in tcp 198.51.100.7 -> 203.0.113.5:22 on eth1'\n  \
+        guard explain a7f2                                       # a group of guard report\n\n\
         Exit code 1 when the flow is denied."
 )]
 pub struct ExplainArgs {
-    /// The policy (left out: the one that is running), then the flow
+    /// The policy (left out: the one that is running), then the flow, or the id of a reported group
     #[arg(value_name = "POLICY FLOW", required = true, num_args = 1..)]
     pub what: Vec<String>,
     #[command(flatten)]
@@ -51,7 +52,12 @@ struct RuleJson {
 }
 
 pub fn run(args: &ExplainArgs, global: &Global) -> anyhow::Result<Exit> {
-    let (path, text) = split(&args.what);
+    let (path, mut text) = split(&args.what);
+    let mut wanted = true;
+    if is_id(&text) {
+        let asked = super::show::flow_of(&args.instance, &text)?;
+        (text, wanted) = (asked.flow, !asked.unusual);
+    }
     let flow: FlowQuery = match text.parse() {
         Ok(flow) => flow,
         Err(bad) => {
@@ -69,6 +75,35 @@ pub fn run(args: &ExplainArgs, global: &Global) -> anyhow::Result<Exit> {
         Some(path) => Source { path: PathBuf::from(path), copied_below: None, audit: false },
         None => running(&args.instance)?,
     };
+    let told = tell(&source, &flow, &text, wanted)?;
+    if global.json {
+        json_line(&told.json)?
+    } else {
+        print(&told.text)?
+    }
+    Ok(if told.verdict == Verdict::Allow { Exit::Good } else { Exit::No })
+}
+
+/// A group's id, or its beginning, in the place of a flow.
+fn is_id(text: &str) -> bool {
+    (4..=16).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// An answer in both forms.
+pub struct Explained {
+    pub text: String,
+    pub json: serde_json::Value,
+    pub verdict: Verdict,
+}
+
+/// What the running policy says of a flow; `None` where none runs. `wanted`: whether to show the line that would list it.
+pub fn by_running(instance: &InstanceArgs, text: &str, wanted: bool) -> anyhow::Result<Option<Explained>> {
+    let Ok(source) = running(instance) else { return Ok(None) };
+    let Ok(flow) = text.parse::<FlowQuery>() else { return Ok(None) };
+    tell(&source, &flow, text, wanted).map(Some)
+}
+
+fn tell(source: &Source, flow: &FlowQuery, text: &str, wanted: bool) -> anyhow::Result<Explained> {
     let ready = match ready(&source.path) {
         Ok(ready) => ready,
         Err(found) => {
@@ -77,14 +112,9 @@ pub fn run(args: &ExplainArgs, global: &Global) -> anyhow::Result<Exit> {
         }
     };
     let policy = &ready.loaded.policy;
-    let answer = answer(policy, &ready.compiled, &flow, ready.now);
-    let told = Told { source: &source, policy, ready: &ready, answer: &answer, flow: &flow, text: &text };
-    if global.json {
-        json_line(&told.json())?
-    } else {
-        print(&told.text())?
-    }
-    Ok(if answer.explanation.verdict == Verdict::Allow { Exit::Good } else { Exit::No })
+    let answer = answer(policy, &ready.compiled, flow, ready.now);
+    let told = Told { source, policy, ready: &ready, answer: &answer, flow, text, wanted };
+    Ok(Explained { text: told.text(), json: told.json(), verdict: answer.explanation.verdict })
 }
 
 /// Policy and flow. A flow that was not quoted is several words.
@@ -136,6 +166,8 @@ struct Told<'a> {
     answer: &'a Answer,
     flow: &'a FlowQuery,
     text: &'a str,
+    /// False: nobody should let this flow out, so no line that would.
+    wanted: bool,
 }
 
 impl Told<'_> {
@@ -216,6 +248,10 @@ impl Told<'_> {
         } else {
             "under tests, to keep it so".to_owned()
         };
+        if !self.wanted {
+            lines.push("paste    nothing: the program is unusual as such; find out what it is first".to_owned());
+            return lines.join("\n");
+        }
         lines.push(format!("paste    {}   # {under}", line_to_paste(self.policy, self.answer, self.text, self.flow)));
         lines.join("\n")
     }
@@ -262,7 +298,7 @@ impl Told<'_> {
             "mode": if self.mode() == Mode::Enforce { "enforce" } else { "audit" },
             "direction": self.flow.direction.as_str(),
             "flow": self.text,
-            "paste": line_to_paste(self.policy, self.answer, self.text, self.flow),
+            "paste": self.wanted.then(|| line_to_paste(self.policy, self.answer, self.text, self.flow)),
             "policy": self.policy.name,
             "policy_sha256": hex(&self.policy.sha256),
         })

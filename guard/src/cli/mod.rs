@@ -3,6 +3,7 @@
 //! A handler prints its answer and returns an [`Exit`]; an error that it returns is printed here and means
 //! [`Exit::CouldNot`].
 
+pub mod ack;
 pub mod check;
 pub mod completions;
 pub mod confirm;
@@ -13,8 +14,10 @@ pub mod output;
 pub mod release;
 pub mod reload;
 pub mod replay;
+pub mod report;
 pub mod rollback;
 pub mod run;
+pub mod show;
 pub mod status;
 pub mod test;
 
@@ -134,6 +137,10 @@ pub enum Command {
     Rollback(rollback::RollbackArgs),
     Status(status::StatusArgs),
     Flows(flows::FlowsArgs),
+    Report(report::ReportArgs),
+    Show(show::ShowArgs),
+    Ack(ack::AckArgs),
+    Unack(ack::UnackArgs),
     Release(release::ReleaseArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
@@ -179,6 +186,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Rollback(args) => rollback::run(&args, global),
         Command::Status(args) => status::run(&args, global),
         Command::Flows(args) => flows::run(&args, global),
+        Command::Report(args) => report::run(&args, global),
+        Command::Show(args) => show::run(&args, global),
+        Command::Ack(args) => ack::run(&args, global),
+        Command::Unack(args) => ack::run_unack(&args, global),
         Command::Release(args) => release::run(&args, global),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

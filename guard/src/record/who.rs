@@ -123,6 +123,19 @@ impl Unusual {
     }
 }
 
+impl Unusual {
+    /// In a word or two, where there is no room for more.
+    #[must_use]
+    pub const fn brief(self) -> &'static str {
+        match self {
+            Self::DeletedExe => "file deleted",
+            Self::Memfd => "runs from memory",
+            Self::WorldWritablePlace => "in a world-writable folder",
+            Self::SocketOnStandardStreams => "a shell on a socket",
+        }
+    }
+}
+
 impl Who {
     /// The program as groups and rules of people name it: path, else `comm`; `None` if unknown.
     #[must_use]

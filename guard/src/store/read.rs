@@ -102,6 +102,9 @@ pub struct Flows {
     pub bytes: [u64; 2],
     /// Of its names, to be asked by [`Reader::names`].
     pub names: Option<i64>,
+    /// Of its rule and its reason, to be asked by [`Reader::text_of`].
+    pub rule: Option<i64>,
+    pub reason: i64,
     pub remote: IpAddr,
 }
 
@@ -204,8 +207,8 @@ impl Reader {
     pub fn sums(&self, span: Span, each: &mut dyn FnMut(&Flows)) -> Result<(), StoreError> {
         let condition = self.condition(span)?;
         let sql = format!(
-            "SELECT grp, who, pid, first, last, fate, flags, packets_in, packets_out, bytes_in, bytes_out, names, remote
-             FROM flows {condition} ORDER BY id"
+            "SELECT grp, who, pid, first, last, fate, flags, packets_in, packets_out, bytes_in, bytes_out, names, rule,
+             reason, remote FROM flows {condition} ORDER BY id"
         );
         let mut scan = || {
             let mut statement = self.db.prepare_cached(&sql)?;
@@ -224,7 +227,9 @@ impl Reader {
                     packets: [unsigned(row, 7)?, unsigned(row, 8)?],
                     bytes: [unsigned(row, 9)?, unsigned(row, 10)?],
                     names: row.get(11)?,
-                    remote: address(row.get_ref(12)?).unwrap_or(IpAddr::from([0, 0, 0, 0])),
+                    rule: row.get(12)?,
+                    reason: row.get(13)?,
+                    remote: address(row.get_ref(14)?).unwrap_or(IpAddr::from([0, 0, 0, 0])),
                 });
             }
             Ok(())
@@ -314,6 +319,11 @@ impl Reader {
     /// A program by its number, without the process that it ran as.
     pub fn who(&self, number: i64) -> Result<Option<Arc<Who>>, StoreError> {
         self.who_by(number).map_err(|error| self.told(error))
+    }
+
+    /// A rule's name or a reason.
+    pub fn text_of(&self, number: i64) -> Result<Arc<str>, StoreError> {
+        self.text(number).map_err(|error| self.told(error))
     }
 
     /// What a remote was asked as, the latest first.

@@ -1,0 +1,154 @@
+use anyhow::{Context, bail};
+use clap::Args;
+
+use super::{
+    Exit, Global, InstanceArgs,
+    output::{escape_line, json_line, print},
+    report::{now_us, time},
+};
+use crate::{
+    daemon::state_dir::StateDir,
+    review::{
+        acks::{Ack, Acks, Reviewer},
+        findings::Finding,
+        group::Id,
+        report::{self, Report, Since},
+        words,
+    },
+    store::{self, Reader},
+};
+
+/// Acknowledge groups: they are not reported again until their program, remote or service changes
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+        guard ack a7f2 --note 'new package mirror, ticket 41'\n  \
+        guard ack b310 c2d9 --until 7d")]
+pub struct AckArgs {
+    /// Ids, or their beginnings, as `guard report` shows them
+    #[arg(value_name = "ID", required = true)]
+    pub ids: Vec<String>,
+    /// Why
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+    /// Only until then: a time, or 7d, 12h
+    #[arg(long, value_name = "TIME", value_parser = until)]
+    pub until: Option<i64>,
+    /// Who decides, where the host cannot know
+    #[arg(long = "as", value_name = "NAME")]
+    pub named: Option<String>,
+    #[command(flatten)]
+    pub instance: InstanceArgs,
+}
+
+/// Take an acknowledgement back
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  guard unack a7f2 --note 'the ticket was closed'")]
+pub struct UnackArgs {
+    /// Ids, or their beginnings
+    #[arg(value_name = "ID", required = true)]
+    pub ids: Vec<String>,
+    /// Why
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+    /// Who decides, where the host cannot know
+    #[arg(long = "as", value_name = "NAME")]
+    pub named: Option<String>,
+    #[command(flatten)]
+    pub instance: InstanceArgs,
+}
+
+fn until(text: &str) -> Result<i64, String> {
+    let at = time(text, 1)?;
+    if at <= now_us() { Err("that is past".to_owned()) } else { Ok(at) }
+}
+
+pub fn run(args: &AckArgs, global: &Global) -> anyhow::Result<Exit> {
+    let decision =
+        Decision { acknowledged: true, note: args.note.as_deref(), until: args.until, named: args.named.as_deref() };
+    decide(&args.ids, &decision, &args.instance, global)
+}
+
+pub fn run_unack(args: &UnackArgs, global: &Global) -> anyhow::Result<Exit> {
+    let decision =
+        Decision { acknowledged: false, note: args.note.as_deref(), until: None, named: args.named.as_deref() };
+    decide(&args.ids, &decision, &args.instance, global)
+}
+
+struct Decision<'a> {
+    acknowledged: bool,
+    note: Option<&'a str>,
+    until: Option<i64>,
+    named: Option<&'a str>,
+}
+
+fn decide(ids: &[String], decision: &Decision<'_>, instance: &InstanceArgs, global: &Global) -> anyhow::Result<Exit> {
+    let state = StateDir::open(&instance.state_dir())?;
+    let now = now_us();
+    let report = report::of_directory(state.path(), Since::Everything, now)?;
+    let reader = Reader::open(&state.path().join(store::FILE))?.context("there is no store")?;
+    let by = Reviewer::now(decision.named);
+    let mut acks = Vec::new();
+    let mut shown = Vec::new();
+    // All or none: whoever mistypes one id does not have to find out what was done.
+    for id in ids {
+        let chosen = resolve(&report, &reader, id)?;
+        shown.push(chosen.what.clone());
+        acks.extend(chosen.members.iter().map(|member| Ack {
+            until: decision.until,
+            unusual: chosen.unusual.clone(),
+            ..Ack::new(*member, decision.acknowledged, now, by.clone(), chosen.what.clone()).noted(decision.note)
+        }));
+    }
+    Acks::append(state.path(), &acks)?;
+    let after = report::of_directory(state.path(), Since::Everything, now)?;
+    if global.json {
+        json_line(&serde_json::json!({ "written": acks, "to_review": after.findings.len() }))?;
+    } else {
+        let verb = if decision.acknowledged { "acknowledged" } else { "taken back" };
+        let mut text: Vec<String> = shown.iter().map(|what| format!("{verb}: {}", escape_line(what))).collect();
+        text.push(format!("by {} ({}), {} left to review", escape_line(&by.name), by.by, after.findings.len()));
+        print(&text.join("\n"))?;
+    }
+    Ok(Exit::Good)
+}
+
+/// What an id that was typed stands for.
+pub struct Chosen {
+    pub id: Id,
+    pub members: Vec<Id>,
+    pub unusual: Vec<crate::record::who::Unusual>,
+    pub what: String,
+}
+
+/// By what the report shows, else by any group that is known. Refuses what several begin with.
+pub fn resolve(report: &Report, reader: &Reader, beginning: &str) -> anyhow::Result<Chosen> {
+    if beginning.is_empty() || !beginning.chars().all(|c| c.is_ascii_hexdigit()) {
+        bail!("\"{}\" is no id: ids are hex digits, as `guard report` shows them", escape_line(beginning));
+    }
+    let mut found: Vec<Chosen> = report.by_id(beginning).into_iter().map(of_finding).collect();
+    for row in reader.groups_by_id(beginning)? {
+        if !found.iter().any(|chosen| chosen.id == row.id) {
+            let program = row.group.program.as_deref().unwrap_or("unknown program");
+            let what = format!("{} {} {} {program}", row.group.direction.as_str(), row.group.service, row.group.remote);
+            found.push(Chosen { id: row.id, members: vec![row.id], unusual: Vec::new(), what });
+        }
+    }
+    match found.len() {
+        0 => bail!("no group's id begins with {beginning}: guard report --all lists them"),
+        1 => Ok(found.remove(0)),
+        _ => {
+            let all: Vec<String> =
+                found.iter().map(|chosen| format!("  {}  {}", chosen.id, escape_line(&chosen.what))).collect();
+            bail!("several ids begin with {beginning}; write more of it:\n{}", all.join("\n"))
+        }
+    }
+}
+
+fn of_finding(finding: &Finding) -> Chosen {
+    Chosen {
+        id: finding.id(),
+        members: finding.members.clone(),
+        unusual: finding.facts.unusual.iter().copied().collect(),
+        what: format!("{}  {}", words::flow(finding), words::program(&finding.facts)),
+    }
+}

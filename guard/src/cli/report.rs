@@ -1,0 +1,146 @@
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+
+use super::{
+    Exit, Global, InstanceArgs,
+    output::{Style, json_line, print},
+};
+use crate::{
+    record::clock::unix_now,
+    review::{
+        render,
+        report::{self, Report, Since},
+    },
+};
+
+/// Say what is uncommon and not yet acknowledged: what was denied, what is new, which processes are unusual
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+        guard report\n  \
+        guard report --since last-review\n  \
+        guard report --since 2026-01-02T03:04Z --html report.html\n  \
+        guard report --from db1/ web1/ web2/        # state directories of other hosts, as one\n\n\
+        Exit code 1 while something is unacknowledged.")]
+pub struct ReportArgs {
+    /// A time (2026-01-02, 2026-01-02T03:04Z), an age (90min, 12h, 7d), or last-review [default: all that is kept]
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    pub since: Option<Since>,
+    /// State directories (or copies of them) to report on together
+    #[arg(long, value_name = "DIR", num_args = 1..)]
+    pub from: Vec<PathBuf>,
+    /// Everything, however much it is
+    #[arg(long)]
+    pub all: bool,
+    /// As Markdown
+    #[arg(long, conflicts_with = "html")]
+    pub markdown: bool,
+    /// As one page that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    #[command(flatten)]
+    pub instance: InstanceArgs,
+}
+
+pub fn run(args: &ReportArgs, global: &Global) -> anyhow::Result<Exit> {
+    let now = now_us();
+    let since = args.since.unwrap_or(Since::Everything);
+    let report = if args.from.is_empty() {
+        report::of_directory(&args.instance.state_dir(), since, now)?
+    } else {
+        report::of_directories(&args.from, since, now)?
+    };
+    if let Some(path) = &args.html {
+        write_new(path, &render::html::render(&report))?;
+    }
+    show(&report, args, global)?;
+    Ok(if report.findings.is_empty() { Exit::Good } else { Exit::No })
+}
+
+fn show(report: &Report, args: &ReportArgs, global: &Global) -> anyhow::Result<()> {
+    if global.json {
+        json_line(&render::json::render(report))?;
+    } else if args.markdown {
+        print(&render::markdown::render(report))?;
+    } else if let Some(path) = &args.html {
+        print(&format!(
+            "{} to review: {}",
+            report.findings.len(),
+            super::output::escape_line(&path.display().to_string())
+        ))?;
+    } else {
+        print(&render::text::render(report, &args.instance.suffix(), args.all, Style::stdout()))?;
+    }
+    Ok(())
+}
+
+/// Beside its place, then into it: whoever looks never sees half a page.
+fn write_new(path: &std::path::Path, text: &str) -> anyhow::Result<()> {
+    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".new");
+    let write = || -> std::io::Result<()> {
+        // It names hosts, programs and addresses: nobody else's to read.
+        let _ = std::fs::remove_file(&draft);
+        let mut file = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&draft)?;
+        file.write_all(text.as_bytes())?;
+        std::fs::rename(&draft, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[must_use]
+pub fn now_us() -> i64 {
+    i64::try_from(unix_now() / 1000).unwrap_or(0)
+}
+
+fn since(text: &str) -> Result<Since, String> {
+    if text == "last-review" {
+        return Ok(Since::LastReview);
+    }
+    time(text, -1).map(Since::Time)
+}
+
+/// A time in UTC, or one that lies so long before (`sign` -1) or after now. Unix time in microseconds.
+pub fn time(text: &str, sign: i64) -> Result<i64, String> {
+    let age = text.find(|c: char| !c.is_ascii_digit()).filter(|&at| at > 0).and_then(|at| {
+        let unit: i64 = match &text[at..] {
+            "s" => 1,
+            "m" | "min" => 60,
+            "h" => 3600,
+            "d" => 86_400,
+            "w" => 7 * 86_400,
+            _ => return None,
+        };
+        text[..at].parse::<i64>().ok()?.checked_mul(unit)?.checked_mul(1_000_000)
+    });
+    if let Some(age) = age {
+        return now_us().checked_add(sign * age).ok_or_else(|| "too far away".to_owned());
+    }
+    let whole = match text.len() {
+        10 => format!("{text}T00:00:00Z"),
+        _ if text.ends_with('Z') || text.rfind('+').is_some() => text.replacen(' ', "T", 1),
+        _ => format!("{}Z", text.replacen(' ', "T", 1)),
+    };
+    let parsed = whole.parse::<jiff::Timestamp>().map(jiff::Timestamp::as_microsecond);
+    parsed.map_err(|_| "write a time (2026-01-02, 2026-01-02T03:04Z) or an age (90min, 12h, 7d)".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_ages_are_read() {
+        assert_eq!(time("2026-01-02T03:04Z", -1), Ok(1_767_323_040_000_000));
+        assert_eq!(time("2026-01-02 03:04", -1), Ok(1_767_323_040_000_000));
+        assert_eq!(time("2026-01-02", -1), Ok(1_767_312_000_000_000));
+        assert!((time("2h", -1).unwrap() - now_us() + 7_200_000_000).abs() < 1_000_000);
+        assert!((time("7d", 1).unwrap() - now_us() - 7 * 86_400_000_000).abs() < 1_000_000);
+        for bad in ["yesterday", "", "7", "99999999999999999999d", "d"] {
+            assert!(time(bad, -1).is_err(), "{bad}");
+        }
+        assert_eq!(since("last-review"), Ok(Since::LastReview));
+    }
+}

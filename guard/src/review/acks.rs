@@ -1,0 +1,240 @@
+//! Decisions on groups, each kept for good: `acks.jsonl` in the state directory, one a line, never rewritten.
+//!
+//! Apart from the store, so that a decision outlives the records that it was made on, and a damaged store.
+
+use std::{
+    collections::HashMap,
+    fs::{File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use super::group::Id;
+use crate::record::who::Unusual;
+
+/// Its name in the state directory.
+pub const FILE: &str = "acks.jsonl";
+/// Notes are cut to this many bytes.
+const NOTE_BYTES: usize = 1024;
+
+/// One decision. Field names are stable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    /// Of the group, 16 hex digits.
+    pub id: String,
+    /// False: taken back.
+    pub acknowledged: bool,
+    /// Unix time in microseconds.
+    pub at: i64,
+    /// Until when it holds; `None`: until the group changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    pub by: Reviewer,
+    /// What was unusual about its program then: more than that is shown again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unusual: Vec<Unusual>,
+    /// The group in words, for whoever reads the history when the records are gone.
+    #[serde(default)]
+    pub what: String,
+}
+
+/// Who decided, as far as the host knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reviewer {
+    /// `--as`, else who called sudo, else the login user, else the user.
+    pub name: String,
+    /// How that is known: `as`, `sudo`, `login` or `user`.
+    pub by: String,
+    pub uid: u32,
+    /// `/proc/self/loginuid`: who logged in, whatever became of the session since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login_uid: Option<u32>,
+    /// Fingerprint of the SSH key of this session, where sshd logged or exposed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AckError {
+    #[error("{what} {path}: {source}")]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+}
+
+/// All decisions, and the newest of each group.
+#[derive(Clone, Debug, Default)]
+pub struct Acks {
+    history: Vec<Ack>,
+    newest: HashMap<String, usize>,
+    /// Lines that are no decision: told, and otherwise left alone.
+    pub unread: usize,
+}
+
+impl Acks {
+    /// None where there is no file.
+    pub fn read(directory: &Path) -> Result<Self, AckError> {
+        let path = directory.join(FILE);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(source) => return Err(AckError::Io { what: "cannot read", path, source }),
+        };
+        let mut acks = Self::default();
+        for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
+            match serde_json::from_slice::<Ack>(line) {
+                Ok(ack) => acks.add(ack),
+                Err(_) => acks.unread += 1,
+            }
+        }
+        Ok(acks)
+    }
+
+    pub fn add(&mut self, ack: Ack) {
+        self.newest.insert(ack.id.clone(), self.history.len());
+        self.history.push(ack);
+    }
+
+    /// Appends, on disk before it returns.
+    pub fn append(directory: &Path, acks: &[Ack]) -> Result<(), AckError> {
+        let path = directory.join(FILE);
+        let write = || -> io::Result<()> {
+            let file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .read(true)
+                .mode(0o600)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(&path)?;
+            let mut file = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| io::Error::from(errno))?;
+            let mut text = Vec::new();
+            if !ends_whole(&mut file)? {
+                text.push(b'\n');
+            }
+            for ack in acks {
+                serde_json::to_writer(&mut text, ack).map_err(io::Error::from)?;
+                text.push(b'\n');
+            }
+            file.write_all(&text)?;
+            file.sync_all()
+        };
+        write().map_err(|source| AckError::Io { what: "cannot write", path: path.clone(), source })
+    }
+
+    /// The decision that holds for a group now.
+    #[must_use]
+    pub fn holding(&self, id: Id, now: i64) -> Option<&Ack> {
+        let ack = &self.history[*self.newest.get(&id.to_string())?];
+        (ack.acknowledged && ack.until.is_none_or(|until| now < until)).then_some(ack)
+    }
+
+    /// Every decision on a group, the oldest first.
+    pub fn history(&self, id: Id) -> impl Iterator<Item = &Ack> {
+        let id = id.to_string();
+        self.history.iter().filter(move |ack| ack.id == id)
+    }
+
+    /// Of anything.
+    #[must_use]
+    pub fn last(&self) -> Option<&Ack> {
+        self.history.iter().max_by_key(|ack| ack.at)
+    }
+}
+
+impl Ack {
+    #[must_use]
+    pub fn new(id: Id, acknowledged: bool, at: i64, by: Reviewer, what: String) -> Self {
+        Self { id: id.to_string(), acknowledged, at, until: None, note: None, by, unusual: Vec::new(), what }
+    }
+
+    #[must_use]
+    pub fn noted(mut self, note: Option<&str>) -> Self {
+        self.note = note.map(|note| note.chars().take(NOTE_BYTES / 4).collect());
+        self
+    }
+}
+
+fn ends_whole(file: &mut File) -> io::Result<bool> {
+    let length = file.metadata()?.len();
+    if length == 0 {
+        return Ok(true);
+    }
+    let mut last = [0];
+    file.seek(SeekFrom::Start(length - 1))?;
+    file.read_exact(&mut last)?;
+    Ok(last[0] == b'\n')
+}
+
+impl Reviewer {
+    /// Who runs this command.
+    #[must_use]
+    pub fn now(named: Option<&str>) -> Self {
+        let uid = nix::unistd::getuid().as_raw();
+        let name_of = |uid: u32| {
+            nix::unistd::User::from_uid(uid.into()).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
+        };
+        let login_uid = std::fs::read_to_string("/proc/self/loginuid")
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .filter(|&uid| uid != u32::MAX);
+        let sudo = std::env::var("SUDO_USER").ok().filter(|name| !name.is_empty());
+        let (name, by) = match (named, sudo, login_uid) {
+            (Some(name), ..) => (name.to_owned(), "as"),
+            (None, Some(name), _) => (name, "sudo"),
+            (None, None, Some(uid)) => (name_of(uid), "login"),
+            (None, None, None) => (name_of(uid), "user"),
+        };
+        Self { name, by: by.to_owned(), uid, login_uid, key: session_key() }
+    }
+}
+
+/// `SSH_USER_AUTH` names a file with the keys that this session was let in by (sshd's ExposeAuthInfo).
+fn session_key() -> Option<String> {
+    use base64::{Engine as _, engine::general_purpose::STANDARD, engine::general_purpose::STANDARD_NO_PAD};
+    use sha2::{Digest, Sha256};
+    let file = std::env::var_os("SSH_USER_AUTH")?;
+    let text = std::fs::read_to_string(file).ok()?;
+    // `publickey ssh-ed25519 AAAA…`
+    let blob = text.lines().find_map(|line| line.strip_prefix("publickey ")?.split_whitespace().nth(1))?;
+    let digest = Sha256::digest(STANDARD.decode(blob).ok()?);
+    Some(format!("SHA256:{}", STANDARD_NO_PAD.encode(digest)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ack(id: u64, acknowledged: bool, at: i64) -> Ack {
+        Ack::new(Id(id), acknowledged, at, Reviewer::default(), String::new())
+    }
+
+    #[test]
+    fn the_newest_decision_holds_and_all_are_kept() {
+        let home = tempfile::tempdir().unwrap();
+        Acks::append(home.path(), &[ack(1, true, 10), Ack { until: Some(50), ..ack(2, true, 11) }]).unwrap();
+        Acks::append(home.path(), &[ack(1, false, 20)]).unwrap();
+        let acks = Acks::read(home.path()).unwrap();
+        assert!(acks.holding(Id(1), 30).is_none());
+        assert!(acks.holding(Id(2), 49).is_some() && acks.holding(Id(2), 50).is_none());
+        assert_eq!(acks.history(Id(1)).count(), 2);
+        assert_eq!(acks.last().unwrap().at, 20);
+    }
+
+    #[test]
+    fn a_torn_line_costs_itself_only() {
+        let home = tempfile::tempdir().unwrap();
+        Acks::append(home.path(), &[ack(1, true, 10)]).unwrap();
+        let path = home.path().join(FILE);
+        let mut text = std::fs::read(&path).unwrap();
+        text.extend_from_slice(b"{\"id\":\"00");
+        std::fs::write(&path, text).unwrap();
+        Acks::append(home.path(), &[ack(2, true, 20)]).unwrap();
+        let acks = Acks::read(home.path()).unwrap();
+        assert_eq!(acks.unread, 1);
+        assert!(acks.holding(Id(1), 30).is_some() && acks.holding(Id(2), 30).is_some());
+    }
+}
