@@ -126,7 +126,7 @@ fn devices(ipv6: bool, all: &mut Vec<Attempt>) {
     all.push(row(
         ipv6,
         "link renamed",
-        &format!("ip link set eth1 down\nip link set eth1 name esc1\nip link set esc1 up\n{{ip}} address replace {} dev esc1 {}\nsleep 1.2\n{second}", back.0, back.2),
+        &format!("ip link set eth1 down\nip link set eth1 name esc1\nip link set esc1 up\n{{ip}} address replace {} dev esc1 {}\nsleep 1.2\n{{ip}} neigh replace {} lladdr 02:00:00:00:00:21 dev esc1\n{second}", back.0, back.2, back.1.trim_matches(['[', ']'])),
         "ip link set esc1 down; ip link set esc1 name eth1; ip link set eth1 up; ip -6 address replace 2001:db8:b::129/64 dev eth1 nodad",
     ));
     all.push(row(

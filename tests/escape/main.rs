@@ -5,6 +5,7 @@
 //! escape [WORD]...              the table: all attempts, or those whose names hold one of the words
 //! escape --inside N PHASE       one attempt, inside (see `scene`)
 //! escape --held N               one that begins before guard does
+//! escape --flood               one that goes on, for what happens to guard meanwhile
 //! escape --victim               what listens inside
 //! ```
 
@@ -15,6 +16,7 @@ mod frames;
 mod held;
 mod link;
 mod mark;
+mod moments;
 mod scene;
 mod sockets;
 mod tools;
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
     let done = match words[..] {
         ["--inside", number, phase] => inside(number, phase).map(|()| true),
         ["--held", number] => held(number).map(|()| true),
+        ["--flood"] => moments::flood().map(|()| true),
         ["--victim"] => victim::run().map(|()| true),
         _ => suite(&words),
     };
@@ -80,7 +83,7 @@ fn suite(words: &[&str]) -> Result<bool> {
     let mut scene = Scene::set(&world, &attempts)?;
     let open = scene.phase(&attempts, 0, wanted)?;
     scene.forget();
-    let guard = Guard::start(&world, POLICY)?;
+    let mut guard = Guard::start(&world, POLICY)?;
     let shut = scene.phase(&attempts, 1, wanted)?;
 
     let (mut passed, mut failed) = (0, Vec::new());
@@ -95,7 +98,11 @@ fn suite(words: &[&str]) -> Result<bool> {
             Some(why) => failed.push((title(attempt), why)),
         }
     }
-    for (name, done) in controls::all(&world, &guard, &mut scene) {
+    let mut others = controls::all(&world, &guard, &mut scene);
+    if wanted("moment") {
+        others.extend(moments::all(&world, &mut guard));
+    }
+    for (name, done) in others {
         println!("    {name:<78} {:<5} {:<28} {}", "", "passes", if done.is_ok() { "passed" } else { "not" });
         match done {
             Ok(()) => passed += 1,

@@ -185,7 +185,7 @@ fn good(ended: &guard_tests::process::Ended) -> Result<()> {
 }
 
 /// This program, to be run there in another of its parts.
-fn own(place: &Inside) -> Result<std::process::Command> {
+pub fn own(place: &Inside) -> Result<std::process::Command> {
     Ok(place.command(std::env::current_exe()?))
 }
 
