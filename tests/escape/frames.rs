@@ -375,12 +375,15 @@ fn options(ends: Ends, all: &mut Vec<Attempt>) {
     }
 }
 
-/// Chains of IPv6 extension headers: each pair is (number, bytes after the next-header field).
+/// Headers: number, and bytes after the next-header field.
+type Chain = Vec<(u8, Vec<u8>)>;
+
+/// Chains of IPv6 extension headers, and whether a host takes what follows them.
 fn extensions(ends: Ends, all: &mut Vec<Attempt>) {
     const PAD: [u8; 7] = [0, 1, 4, 0, 0, 0, 0];
     let pad = |number: u8| (number, PAD.to_vec());
     let atomic = (44, vec![0, 0, 0, 0, 0, 0, 9]);
-    let chains: Vec<(&str, Vec<(u8, Vec<u8>)>, bool)> = vec![
+    let chains: Vec<(&str, Chain, bool)> = vec![
         ("hop-by-hop options", vec![pad(0)], true),
         ("destination options", vec![pad(60)], true),
         ("hop-by-hop and destination options", vec![pad(0), pad(60)], true),

@@ -212,7 +212,9 @@ fn neighbour_discovery(all: &mut Vec<Attempt>) {
         ethernet(ALL_NODES, at::SERVER_MAC, 0x86dd, &ipv6(from, to, ICMPV6, hops, &message))
     };
     let solicit = |options: &[u8]| [&[0; 4][..], &at::CLIENT_V6.octets(), options].concat();
-    let rows: Vec<(&str, u8, u8, fn(&[u8]) -> Vec<u8>)> = vec![
+    // Hop limit, type, and options around the text.
+    type Options = fn(&[u8]) -> Vec<u8>;
+    let rows: Vec<(&str, u8, u8, Options)> = vec![
         ("with an option that is not known", 255, 135, |text| [&[253, 2][..], text].concat()),
         ("with data after its options", 255, 135, |text| [&[1, 1][..], &[0; 6], text].concat()),
         ("with a link-layer address that is too long", 255, 135, |text| [&[1, 5][..], text, &[0; 24]].concat()),
