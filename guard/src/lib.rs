@@ -9,5 +9,6 @@ pub mod policy;
 pub mod record;
 pub mod replay;
 pub mod review;
+pub mod snapshot;
 pub mod store;
 pub mod text;

@@ -18,6 +18,7 @@ pub mod report;
 pub mod rollback;
 pub mod run;
 pub mod show;
+pub mod snapshot;
 pub mod status;
 pub mod test;
 
@@ -142,6 +143,7 @@ pub enum Command {
     Ack(ack::AckArgs),
     Unack(ack::UnackArgs),
     Release(release::ReleaseArgs),
+    Snapshot(snapshot::SnapshotArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }
@@ -191,6 +193,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Ack(args) => ack::run(&args, global),
         Command::Unack(args) => ack::run_unack(&args, global),
         Command::Release(args) => release::run(&args, global),
+        Command::Snapshot(args) => snapshot::run(&args, global),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

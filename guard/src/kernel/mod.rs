@@ -17,6 +17,7 @@ mod instance;
 mod interfaces;
 mod load;
 mod near;
+pub mod objects;
 mod pins;
 mod publish;
 mod release;
@@ -28,6 +29,7 @@ mod sys;
 
 pub use error::KernelError;
 pub use features::{Feature, Offers, tick_hz};
+pub use filters::{Filter, filters};
 pub use instance::{Instance, Place, preview};
 pub use interfaces::{Device, Selection, Why};
 pub use publish::TableHeader;

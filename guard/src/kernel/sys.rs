@@ -23,6 +23,8 @@ const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const PROG_TEST_RUN: libc::c_int = 10;
+const PROG_GET_NEXT_ID: libc::c_int = 11;
+const MAP_GET_NEXT_ID: libc::c_int = 12;
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const MAP_GET_FD_BY_ID: libc::c_int = 14;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
@@ -33,6 +35,8 @@ const MAP_LOOKUP_BATCH: libc::c_int = 24;
 const MAP_UPDATE_BATCH: libc::c_int = 26;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
+const LINK_GET_FD_BY_ID: libc::c_int = 30;
+const LINK_GET_NEXT_ID: libc::c_int = 31;
 const LINK_DETACH: libc::c_int = 34;
 
 pub const MAP_TYPE_ARRAY: u32 = 2;
@@ -331,6 +335,30 @@ pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
     bpf(PROG_GET_FD_BY_ID, &mut Attr::new().u32(0, id)).map(own)
 }
 
+/// The next id above `after`; `None`: that was the last.
+pub fn next_id(kind: super::objects::Kind, after: u32) -> io::Result<Option<u32>> {
+    use super::objects::Kind;
+    let command = match kind {
+        Kind::Program => PROG_GET_NEXT_ID,
+        Kind::Map => MAP_GET_NEXT_ID,
+        Kind::Link => LINK_GET_NEXT_ID,
+    };
+    let mut attr = Attr::new().u32(0, after);
+    found(bpf(command, &mut attr)).map(|ok| ok.then(|| attr.read_u32(4)))
+}
+
+/// 5.8.
+pub fn link_by_id(id: u32) -> io::Result<OwnedFd> {
+    bpf(LINK_GET_FD_BY_ID, &mut Attr::new().u32(0, id)).map(own)
+}
+
+/// As much of an object's information as `words` has room for. Pointers that it holds on the way in are to memory of the
+/// sizes that stand beside them.
+pub fn raw_info(object: BorrowedFd<'_>, words: &mut [u64]) -> io::Result<()> {
+    let mut attr = Attr::new().fd(0, object).u32(4, size_of_val(words) as u32).pointer(8, words.as_mut_ptr());
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
+}
+
 /// As much of an object's information as is asked for, in words of 8 bytes.
 fn info<const N: usize>(object: BorrowedFd<'_>) -> io::Result<[u64; N]> {
     let mut info = [0_u64; N];
@@ -339,7 +367,8 @@ fn info<const N: usize>(object: BorrowedFd<'_>) -> io::Result<[u64; N]> {
     Ok(info)
 }
 
-fn half(words: &[u64], offset: usize) -> u32 {
+/// The 32 bits at an offset of what [`raw_info`] gave.
+pub fn half(words: &[u64], offset: usize) -> u32 {
     let word = words[offset / 8].to_ne_bytes();
     let at = offset % 8;
     u32::from_ne_bytes([word[at], word[at + 1], word[at + 2], word[at + 3]])
