@@ -14,7 +14,7 @@ use guard_common::{
 
 /// Milliseconds are this host's jiffies.
 const HZ: u64 = 1000;
-const NS_A_JIFFY: u64 = 1_000_000_000 / HZ;
+pub const NS_A_JIFFY: u64 = 1_000_000_000 / HZ;
 
 pub struct Memory<'a> {
     /// `None` is a fault.
@@ -66,6 +66,18 @@ impl<'a> Memory<'a> {
         let Self { v4, v6, notes, now, sockets, .. } = self;
         Memory { tables, v4, v6, notes, now, interface, sockets }
     }
+
+    /// Flows and fragments: what grows with a capture.
+    pub fn held(&self) -> usize {
+        self.v4.held() + self.v6.held() + self.notes.len()
+    }
+
+    /// Forgets them all.
+    pub fn forget(&mut self) {
+        self.v4 = Store::default();
+        self.v6 = Store::default();
+        self.notes = HashMap::default();
+    }
 }
 
 impl<F: Family> Default for Store<F> {
@@ -81,6 +93,10 @@ where
     /// The flows that a key has now, each with its table.
     pub fn current(&self) -> impl Iterator<Item = (F::Key, FlowTable, &Flow)> {
         self.flows.iter().map(|held| (held.key, held.table, &held.flow))
+    }
+
+    fn held(&self) -> usize {
+        self.flows.len() + self.over.len() + self.fragments.len()
     }
 
     /// Every flow there was.

@@ -140,6 +140,25 @@ impl<'a> Replay<'a> {
         all
     }
 
+    /// How many flows are held, over or not.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.host.held()
+    }
+
+    /// Every flow there was since the last call, in the order of their first packets. One that goes on begins anew.
+    pub fn take_flows(&mut self) -> Vec<(Key, guard_common::abi::Flow)> {
+        let all = self.flows();
+        self.host.forget();
+        all
+    }
+
+    /// Unix time of a flow's last packet.
+    #[must_use]
+    pub fn last_ns(&self, flow: &guard_common::abi::Flow) -> i128 {
+        self.unix_ns(flow.last_seen.saturating_mul(memory::NS_A_JIFFY).max(flow.first_seen))
+    }
+
     /// Unix time of a moment of this replay's boot-time clock.
     #[must_use]
     pub fn unix_ns(&self, boot_ns: u64) -> i128 {

@@ -4,7 +4,23 @@ pub mod acks;
 pub mod facts;
 pub mod findings;
 pub mod group;
+pub mod inputs;
 pub mod observed;
 pub mod render;
 pub mod report;
 pub mod words;
+
+/// Rules of [`OBSERVING_POLICY`]: what they let through was seen, and nobody decided.
+pub const OBSERVING: [&str; 2] = ["(observing) in", "(observing) out"];
+
+/// The built-in policy of `guard observe`, and of captures that nobody's policy is asked about: nothing is denied, and
+/// everything is recorded.
+pub const OBSERVING_POLICY: &str = "\
+version: 1
+name: observing
+mode: audit
+inbound:
+  - { name: \"(observing) in\", from: any, services: any }
+outbound:
+  - { name: \"(observing) out\", to: any, services: any }
+";
