@@ -237,7 +237,7 @@ impl Told<'_> {
         if let Some(until) = self.until() {
             lines.push(format!("until    {}", utc(until)));
         }
-        if let Some(note) = beside_the_rules(self.policy, self.flow) {
+        if let Some(note) = beside_the_rules(&self.policy.essentials, self.flow) {
             lines.push(format!("note     {note}"));
         }
         if explanation.verdict == Verdict::Deny && self.mode() == Mode::Audit {
@@ -294,7 +294,7 @@ impl Told<'_> {
                 "local": flow.local,
             })),
             "until": self.until().map(crate::record::clock::timestamp),
-            "note": beside_the_rules(self.policy, self.flow),
+            "note": beside_the_rules(&self.policy.essentials, self.flow),
             "mode": if self.mode() == Mode::Enforce { "enforce" } else { "audit" },
             "direction": self.flow.direction.as_str(),
             "flow": self.text,

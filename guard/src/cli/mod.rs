@@ -9,18 +9,24 @@ pub mod completions;
 pub mod confirm;
 pub mod explain;
 pub mod flows;
+pub mod init;
 pub mod man;
+pub mod observe;
 pub mod output;
 pub mod release;
 pub mod reload;
 pub mod replay;
 pub mod report;
+pub mod replay_flows;
 pub mod rollback;
 pub mod run;
 pub mod show;
 pub mod snapshot;
+pub mod source;
 pub mod status;
+pub mod suggest;
 pub mod test;
+pub mod time;
 
 use std::{
     ffi::OsString,
@@ -132,6 +138,9 @@ pub enum Command {
     Explain(explain::ExplainArgs),
     Test(test::TestArgs),
     Replay(replay::ReplayArgs),
+    Suggest(suggest::SuggestArgs),
+    Init(init::InitArgs),
+    Observe(observe::ObserveArgs),
     Run(run::RunArgs),
     Reload(reload::ReloadArgs),
     Confirm(confirm::ConfirmArgs),
@@ -182,6 +191,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Explain(args) => explain::run(&args, global),
         Command::Test(args) => test::run(&args, global),
         Command::Replay(args) => replay::run(&args, global),
+        Command::Suggest(args) => suggest::run(&args, global),
+        Command::Init(args) => init::run(&args, global),
+        Command::Observe(args) => observe::run(&args, global),
         Command::Run(args) => run::run(&args, global),
         Command::Reload(args) => reload::run(&args, global),
         Command::Confirm(args) => confirm::run(&args, global),

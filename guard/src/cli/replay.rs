@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ipnet::IpNet;
 
 use super::{
-    Exit, Global,
+    Exit, Global, InstanceArgs,
     output::{Style, escape, json_line, table},
 };
 use crate::{
@@ -26,7 +26,9 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  guard replay policy.yaml capture.pcapng\n  \
     guard replay policy.yaml capture.pcap --local 192.0.2.10/32 --filter 'tcp port 443'\n  \
-    tcpdump -w - -i eth0 | guard replay policy.yaml -\n\n\
+    tcpdump -w - -i eth0 | guard replay policy.yaml -\n  \
+    guard replay policy.yaml --flows 7d              # what this host recorded in the last week\n  \
+    guard replay policy.yaml --flows conn.log        # what Zeek, Suricata, AWS or another guard recorded\n\n\
     Without --local, the host is told by the packets' outgoing flag (captures of `any`), else by the Ethernet address \
     of the most common IP address, else by that address; the output says which. A rule matches if it had not expired \
     when the packet was captured.")]
@@ -34,8 +36,12 @@ pub struct ReplayArgs {
     #[arg(value_name = "POLICY")]
     pub policy: PathBuf,
     /// pcap or pcapng; `-` reads standard input
-    #[arg(value_name = "CAPTURE")]
-    pub capture: PathBuf,
+    #[arg(value_name = "CAPTURE", required_unless_present = "flows")]
+    pub capture: Option<PathBuf>,
+    /// Flows that were recorded: this host's own since a time or age (7d), or a file of any kind that `guard suggest`
+    /// reads
+    #[arg(long, value_name = "TIME|FILE", conflicts_with_all = ["capture", "filter", "interface"])]
+    pub flows: Option<PathBuf>,
     /// Addresses of the host that the policy is for (repeatable)
     #[arg(long, value_name = "CIDR", value_parser = network)]
     pub local: Vec<IpNet>,
@@ -45,10 +51,12 @@ pub struct ReplayArgs {
     /// Interface that the capture is from, for rules that ask for one
     #[arg(long, value_name = "NAME")]
     pub interface: Option<String>,
+    #[command(flatten)]
+    pub instance: InstanceArgs,
 }
 
 /// A CIDR, or one address.
-fn network(text: &str) -> Result<IpNet, String> {
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
     text.parse::<IpNet>()
         .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
         .map_err(|_| "an address or a CIDR, such as 192.0.2.10 or 2001:db8::/64".to_owned())
@@ -63,7 +71,12 @@ pub fn run(args: &ReplayArgs, global: &Global) -> anyhow::Result<Exit> {
         }
     };
     let policy = &loaded.policy;
-    let reader = match Reader::open(&args.capture, args.filter.as_deref()) {
+    let capture = match (&args.flows, &args.capture) {
+        (Some(flows), _) => return super::replay_flows::run(policy, flows, args, global),
+        (None, Some(capture)) => capture,
+        (None, None) => return Ok(Exit::Usage),
+    };
+    let reader = match Reader::open(capture, args.filter.as_deref()) {
         Err(error @ CaptureError::Filter { .. }) => {
             writeln!(io::stderr(), "{} {}", Style::stderr().error("error:"), escape(&error.to_string()))?;
             return Ok(Exit::Usage);

@@ -91,7 +91,13 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<Exit> {
     }
     let ended = record(&mut kernel, &state, &policy, &put, args, global)?;
     if ended == Ended::Signal {
-        let how = if enforces_anything(&policy) { "The kernel still enforces" } else { "The kernel still audits" };
+        let how = if is_observing(&policy) {
+            "The kernel goes on letting everything pass, under"
+        } else if enforces_anything(&policy) {
+            "The kernel still enforces"
+        } else {
+            "The kernel still audits"
+        };
         let suffix = args.instance.suffix();
         output::print(&format!(
             "Recording ended. {how} policy {}: `guard run` takes the recording up again, `guard release{suffix}` takes guard down.",
@@ -275,6 +281,7 @@ fn render_ready(ready: &Ready, policy: &Policy, put: &Put, args: &RunArgs) -> St
         (true, true) => "ENFORCING in and out",
         (true, false) => "ENFORCING in, AUDIT out",
         (false, true) => "AUDIT in, ENFORCING out",
+        (false, false) if is_observing(policy) => "OBSERVING: no policy; everything passes and is recorded",
         (false, false) => "AUDIT in and out: nothing is dropped",
     };
     let mut text = String::new();
@@ -295,6 +302,15 @@ fn render_ready(ready: &Ready, policy: &Policy, put: &Put, args: &RunArgs) -> St
         if put.changed.is_none() { ", taken over as it was" } else { "" },
     ));
     text
+}
+
+/// The built-in policy of `guard observe`.
+fn is_observing(policy: &Policy) -> bool {
+    policy.rules.len() == crate::review::OBSERVING.len()
+        && policy
+            .rules
+            .iter()
+            .all(|rule| rule.name.as_deref().is_some_and(|name| crate::review::OBSERVING.contains(&name)))
 }
 
 fn enforces_anything(policy: &Policy) -> bool {

@@ -188,9 +188,19 @@ impl Report {
         Ok(())
     }
 
+    /// The built-in policy of `guard observe` is in force.
+    fn observes(&self) -> bool {
+        static SHA256: std::sync::LazyLock<Option<String>> = std::sync::LazyLock::new(|| {
+            let policy = crate::policy::load_str("observing.yaml", crate::review::OBSERVING_POLICY).ok()?.policy;
+            Some(crate::policy::effective::hex(&policy.sha256))
+        });
+        self.policy_sha256.is_some() && self.policy_sha256 == *SHA256
+    }
+
     fn headline(&self) -> String {
         let what = match (self.mode, self.enforcing_inbound, self.enforcing_outbound) {
             ("none", ..) => return format!("NOT GUARDED   nothing of guard is attached (instance {})", self.instance),
+            ("audit", ..) if self.observes() => "OBSERVING: no policy; everything passes and is recorded",
             ("tracking", ..) => "TRACKING, no policy in force: everything passes",
             ("audit", ..) => "AUDIT in and out: recorded, nothing is dropped",
             (_, true, true) => "ENFORCING in and out",

@@ -7,7 +7,7 @@ use guard_common::{Direction, Reason, Verdict};
 
 use super::{
     compile::{Clocks, Compiled},
-    model::{FlowQuery, Policy, Rule, ServiceRange},
+    model::{Essentials, FlowQuery, Policy, Rule, ServiceRange},
     nearest::{Condition, Explanation, explain, failed},
     services,
 };
@@ -145,7 +145,7 @@ pub fn line_to_paste(policy: &Policy, answer: &Answer, text: &str, flow: &FlowQu
 }
 
 /// What holds whatever the rules say.
-fn settled_before(policy: &Policy, flow: &FlowQuery) -> Option<Reason> {
+pub(crate) fn settled_before(policy: &Policy, flow: &FlowQuery) -> Option<Reason> {
     let kind = ((flow.service >> 16) as u8, (flow.service >> 8 & 0xff) as u8);
     match kind {
         _ if flow.remote.is_loopback() && policy.essentials.loopback => Some(Reason::Loopback),
@@ -156,8 +156,7 @@ fn settled_before(policy: &Policy, flow: &FlowQuery) -> Option<Reason> {
 
 /// Essential traffic that such a packet may be: what the kernel lets through before it asks the rules.
 #[must_use]
-pub fn beside_the_rules(policy: &Policy, flow: &FlowQuery) -> Option<&'static str> {
-    let on = &policy.essentials;
+pub fn beside_the_rules(on: &Essentials, flow: &FlowQuery) -> Option<&'static str> {
     let (protocol, kind) = ((flow.service >> 16) as u8, (flow.service >> 8 & 0xff) as u8);
     let port = flow.service & 0xffff;
     let is = |range: ServiceRange| range.first == flow.service;

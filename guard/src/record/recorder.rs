@@ -27,6 +27,7 @@ use super::{
     who,
 };
 use crate::review::{
+    OBSERVING,
     group::Group,
     observed::{Fate, Observed},
 };
@@ -222,7 +223,7 @@ impl Recorder {
             direction,
             key: *key,
             interface: interface.as_deref().map(Arc::from),
-            fate: fate(*outcome, told.dropped),
+            fate: fate(*outcome, told.dropped, rule.as_deref()),
             rule: rule.clone(),
             reason: outcome.reason().as_str().into(),
             generation: *generation,
@@ -288,8 +289,10 @@ impl Recorder {
 }
 
 /// What became of a flow that this outcome was given.
-fn fate(outcome: Outcome, dropped: bool) -> Fate {
+fn fate(outcome: Outcome, dropped: bool, rule: Option<&str>) -> Fate {
     match (outcome.reason(), outcome.verdict()) {
+        // The built-in rules of `guard observe` decide nothing.
+        (Reason::RuleAllow, _) if rule.is_some_and(|rule| OBSERVING.contains(&rule)) => Fate::Seen,
         (Reason::Tracking, _) => Fate::Seen,
         (_, Verdict::Allow) => Fate::Allowed,
         (_, Verdict::Deny) if dropped => Fate::Denied,

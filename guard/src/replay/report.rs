@@ -73,7 +73,7 @@ pub struct Totals {
     pub broken: Option<String>,
 }
 
-fn timestamp(unix_ns: i128) -> String {
+pub fn timestamp(unix_ns: i128) -> String {
     Timestamp::from_nanosecond(unix_ns)
         .map_or_else(|_| unix_ns.to_string(), |time| time.strftime("%Y-%m-%dT%H:%M:%S.%6f+0000").to_string())
 }
@@ -104,7 +104,7 @@ pub fn flow_line(policy: &Policy, replay: &Replay<'_>, key: &Key, flow: &Flow) -
     }
 }
 
-fn rule(policy: &Policy, outcome: Outcome) -> Option<String> {
+pub fn rule(policy: &Policy, outcome: Outcome) -> Option<String> {
     outcome.rule().and_then(|number| policy.rules.get(number as usize)).map(crate::policy::model::Rule::label)
 }
 

@@ -4,11 +4,14 @@ pub mod acks;
 pub mod facts;
 pub mod findings;
 pub mod group;
+pub mod init;
 pub mod inputs;
+pub mod judged;
 pub mod observed;
 pub mod render;
 pub mod report;
 pub mod words;
+pub mod suggest;
 
 /// Rules of [`OBSERVING_POLICY`]: what they let through was seen, and nobody decided.
 pub const OBSERVING: [&str; 2] = ["(observing) in", "(observing) out"];

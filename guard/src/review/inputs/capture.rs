@@ -29,7 +29,8 @@ pub fn read(path: &Path, options: Options<'_>, sink: &mut dyn FnMut(Observed)) -
     let everything = policy::load_str("observing.yaml", crate::review::OBSERVING_POLICY)
         .map_err(|found| InputError::BuiltIn(found.render(false)))?;
     let mut opened = Opened::new(Reader::open(path, options.filter)?, options.local);
-    let compiled = compiled(&everything.policy, opened.first).map_err(|error| InputError::BuiltIn(error.to_string()))?;
+    let compiled =
+        compiled(&everything.policy, opened.first).map_err(|error| InputError::BuiltIn(error.to_string()))?;
     let link = opened.reader().link();
     let mut replay = Replay::new(&compiled, link, opened.side.clone(), None, opened.first);
     let host: Arc<str> = "".into();
@@ -98,7 +99,5 @@ fn was_refused(key: &Key, direction: Direction, flow: &Flow) -> bool {
         Direction::Inbound => Direction::Outbound,
         Direction::Outbound => Direction::Inbound,
     } as usize;
-    key.protocol() == TCP
-        && flow.tcp == TcpState::Close as u8
-        && flow.bytes[back] == flow.packets[back] * header
+    key.protocol() == TCP && flow.tcp == TcpState::Close as u8 && flow.bytes[back] == flow.packets[back] * header
 }

@@ -123,8 +123,7 @@ fn raw(json: Json) -> Result<Option<Raw>, String> {
     let (Some(source), Some(destination), Some(proto)) = (&json.src_ip, &json.dest_ip, &json.proto) else {
         return Ok(None);
     };
-    let address =
-        |name: &str, text: &str| text.parse::<IpAddr>().map_err(|_| format!("{name} is not an address"));
+    let address = |name: &str, text: &str| text.parse::<IpAddr>().map_err(|_| format!("{name} is not an address"));
     let protocol = protocol(proto).ok_or("proto is not a protocol")?;
     let mut raw = Raw::new(address("src_ip", source)?, address("dest_ip", destination)?, protocol);
     if raw.is_icmp() {

@@ -27,15 +27,28 @@ const IDLE_US: i64 = 20 * 60 * 1_000_000;
 const FIRST_EPHEMERAL: u16 = 32768;
 
 const VERSION_2: [&str; 14] = [
-    "version", "account-id", "interface-id", "srcaddr", "dstaddr", "srcport", "dstport", "protocol", "packets", "bytes",
-    "start", "end", "action", "log-status",
+    "version",
+    "account-id",
+    "interface-id",
+    "srcaddr",
+    "dstaddr",
+    "srcport",
+    "dstport",
+    "protocol",
+    "packets",
+    "bytes",
+    "start",
+    "end",
+    "action",
+    "log-status",
 ];
 
 /// A header, or a record of version 2, perhaps behind the time that CloudWatch puts before it.
 pub fn looks_like(line: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(line) else { return false };
     let words: Vec<&str> = words(text).collect();
-    is_header(&words) || (words.len() == VERSION_2.len() && words[0] == "2" && matches!(words[13], "OK" | "NODATA" | "SKIPDATA"))
+    is_header(&words)
+        || (words.len() == VERSION_2.len() && words[0] == "2" && matches!(words[13], "OK" | "NODATA" | "SKIPDATA"))
 }
 
 fn is_header(words: &[&str]) -> bool {
@@ -124,9 +137,8 @@ impl Columns {
             return Ok(None);
         }
         let need = |name: &str, at| word(at).ok_or_else(|| format!("it has no {name}"));
-        let address = |name: &str, at| {
-            need(name, at)?.parse::<IpAddr>().map_err(|_| format!("{name} is not an address"))
-        };
+        let address =
+            |name: &str, at| need(name, at)?.parse::<IpAddr>().map_err(|_| format!("{name} is not an address"));
         let number = |name: &str, at| match word(at) {
             None => Ok(0),
             Some(text) => text.parse::<u64>().map_err(|_| format!("{name} is not a number")),
@@ -144,7 +156,8 @@ impl Columns {
         if raw.is_icmp() {
             return Ok(None);
         }
-        (raw.source_port, raw.destination_port) = (port("srcport", self.source_port)?, port("dstport", self.destination_port)?);
+        (raw.source_port, raw.destination_port) =
+            (port("srcport", self.source_port)?, port("dstport", self.destination_port)?);
         (raw.first, raw.last) = (first, last.max(first));
         raw.packets = [number("packets", self.packets)?.max(1), 0];
         raw.bytes = [number("bytes", self.bytes)?, 0];

@@ -22,6 +22,8 @@ use std::{
 use ipnet::IpNet;
 use serde::Serialize;
 
+pub use raw::REFUSED;
+
 use super::observed::Observed;
 use crate::replay::capture::CaptureError;
 use lines::Lines;
@@ -179,7 +181,15 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = if self.format == Format::Capture { "packets" } else { "lines" };
-        write!(out, "{}: {}, {} {what}, {} flows; ours: {}", self.file, self.format.as_str(), self.read, self.flows, self.local)?;
+        write!(
+            out,
+            "{}: {}, {} {what}, {} flows; ours: {}",
+            self.file,
+            self.format.as_str(),
+            self.read,
+            self.flows,
+            self.local
+        )?;
         for (count, what) in [
             (self.foreign, "of other hosts left out (--local says who is ours)"),
             (self.both_local, "between addresses of ours left out"),

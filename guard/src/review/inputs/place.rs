@@ -25,17 +25,7 @@ pub struct Placer<'a> {
 
 impl<'a> Placer<'a> {
     pub fn new(given: &'a [IpNet], sink: &'a mut dyn FnMut(Observed)) -> Self {
-        Self {
-            given,
-            sink,
-            waiting: Vec::new(),
-            ours: None,
-            told: 0,
-            flows: 0,
-            foreign: 0,
-            both_local: 0,
-            other: 0,
-        }
+        Self { given, sink, waiting: Vec::new(), ours: None, told: 0, flows: 0, foreign: 0, both_local: 0, other: 0 }
     }
 
     pub fn place(&mut self, raw: Raw) {

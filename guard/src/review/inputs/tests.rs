@@ -57,7 +57,10 @@ fn zeek_as_json_gives_the_same() {
     let (flows, summary) = from(json.as_bytes(), &["192.0.2.1/32", "2001:db8::1/128"]);
     let (tsv, _) = from(ZEEK.as_bytes(), &["192.0.2.1/32"]);
     assert_eq!(flows[..2], tsv[..2]);
-    assert_eq!(flows[2].key.spoken(Direction::Outbound), "out icmpv6 2001:db8::fe 128/0".replace("2001:db8::fe", "[2001:db8::fe]"));
+    assert_eq!(
+        flows[2].key.spoken(Direction::Outbound),
+        "out icmpv6 2001:db8::fe 128/0".replace("2001:db8::fe", "[2001:db8::fe]")
+    );
     let summary = summary.unwrap();
     assert_eq!((summary.format, summary.bad, summary.first_bad.map(|bad| bad.line)), (Format::ZeekJson, 1, Some(4)));
 }
@@ -79,10 +82,7 @@ fn suricatas_flow_events() {
     let summary = summary.unwrap();
     assert_eq!(
         told(&flows),
-        [
-            ("out tcp 203.0.113.80:443".to_owned(), [7, 8], true),
-            ("out tcp 203.0.113.81:443".to_owned(), [1, 1], true)
-        ]
+        [("out tcp 203.0.113.80:443".to_owned(), [7, 8], true), ("out tcp 203.0.113.81:443".to_owned(), [1, 1], true)]
     );
     assert_eq!((flows[0].first, &*flows[0].reason, &*flows[1].reason), (1_767_323_045_678_901, "closed", "refused"));
     assert_eq!((summary.format, summary.flows, summary.other, summary.bad), (Format::Eve, 2, 2, 0));

@@ -36,9 +36,8 @@ struct Fields<'a> {
 
 impl Fields<'_> {
     fn raw(&self) -> Result<Raw, String> {
-        let address = |name: &str, text: &str| {
-            text.parse::<std::net::IpAddr>().map_err(|_| format!("{name} is not an address"))
-        };
+        let address =
+            |name: &str, text: &str| text.parse::<std::net::IpAddr>().map_err(|_| format!("{name} is not an address"));
         let source = address("id.orig_h", self.orig_h)?;
         let destination = address("id.resp_h", self.resp_h)?;
         let protocol = protocol(self.proto).ok_or("proto is not a protocol")?;

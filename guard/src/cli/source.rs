@@ -1,0 +1,112 @@
+//! Where recorded flows come from: files of any kind that is known, or this host's own store.
+
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use clap::Args;
+use ipnet::IpNet;
+
+use super::{InstanceArgs, output::escape_line};
+use crate::{
+    review::{
+        inputs::{self, Options, Summary},
+        observed::Observed,
+    },
+    store::{self, Reader, Span},
+};
+
+/// `--from` and what goes with it.
+#[derive(Clone, Debug, Args)]
+pub struct FromArgs {
+    /// Captures (pcap, pcapng), Zeek's conn.log, Suricata's eve.json, guard's flows.jsonl, AWS VPC flow logs; `-` reads a
+    /// log from standard input
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub from: Vec<PathBuf>,
+    /// Our addresses, of what is read from files (repeatable)
+    #[arg(long, value_name = "CIDR", value_parser = super::replay::network)]
+    pub local: Vec<IpNet>,
+}
+
+/// What was read.
+#[derive(Debug)]
+pub enum Read {
+    Files(Vec<Summary>),
+    /// This host's own records.
+    Store(PathBuf),
+}
+
+impl Read {
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        matches!(self, Self::Store(_))
+    }
+
+    /// Some of it could not be read.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        matches!(self, Self::Files(files) if files.iter().any(|file| file.broken.is_some()))
+    }
+
+    /// On standard error: what was read, how it was told who is ours, what is bad.
+    pub fn tell(&self) {
+        match self {
+            Self::Files(files) => files.iter().for_each(|file| eprintln!("read  {}", escape_line(&file.to_string()))),
+            Self::Store(path) => eprintln!("read  {}", escape_line(&path.display().to_string())),
+        }
+    }
+
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        match self {
+            Self::Files(files) => serde_json::json!({ "files": files }),
+            Self::Store(path) => serde_json::json!({ "store": path.display().to_string() }),
+        }
+    }
+}
+
+/// Hands every flow to `each`: of the files, where some are named, else of the store from `since` on (Unix
+/// microseconds).
+pub fn flows(
+    from: &FromArgs,
+    since: Option<i64>,
+    instance: &InstanceArgs,
+    each: &mut dyn FnMut(Observed),
+) -> anyhow::Result<Read> {
+    if !from.from.is_empty() {
+        return of_files(&from.from, &from.local, since, each).map(Read::Files);
+    }
+    let path = instance.state_dir().join(store::FILE);
+    let reader = Reader::open(&path)?.with_context(|| {
+        format!(
+            "there are no records of this host at {}: run `guard observe` or `guard run` first, or name files with --from",
+            path.display()
+        )
+    })?;
+    reader.hold()?;
+    let span = Span { since: since.unwrap_or(Span::ALL.since), until: Span::ALL.until };
+    let mut put = |flow| {
+        each(flow);
+        ControlFlow::Continue(())
+    };
+    reader.flows(span, &mut put)?;
+    reader.unsolicited(span, &mut put)?;
+    Ok(Read::Store(path))
+}
+
+fn of_files(
+    files: &[PathBuf],
+    local: &[IpNet],
+    since: Option<i64>,
+    each: &mut dyn FnMut(Observed),
+) -> anyhow::Result<Vec<Summary>> {
+    let options = Options { local, filter: None };
+    let mut put = |flow: Observed| {
+        if since.is_none_or(|since| flow.last >= since) {
+            each(flow);
+        }
+    };
+    files.iter().map(|path: &PathBuf| Ok(inputs::read(Path::new(path), options, &mut put)?)).collect()
+}

@@ -1,0 +1,278 @@
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use guard_common::{Direction, Verdict};
+use proptest::prelude::*;
+
+use super::{
+    super::{group::Remote, judged::Judge, observed::Fate},
+    timers::NotFired,
+    *,
+};
+use crate::{
+    policy,
+    record::{
+        flow::Key,
+        who::{FoundBy, Unusual, Who},
+    },
+};
+
+fn flow(direction: Direction, protocol: u8, remote: IpAddr, port: u16, program: Option<&str>) -> Observed {
+    let local: IpAddr = if remote.is_ipv4() { "192.0.2.1" } else { "2001:db8::1" }.parse().unwrap();
+    let (remote_port, local_port) = if direction == Direction::Inbound { (40000, port) } else { (port, 40000) };
+    let key = Key::new(protocol, remote, remote_port, local, local_port, 0).unwrap();
+    Observed {
+        flow_id: 1,
+        host: "db1".into(),
+        machine: "".into(),
+        first: 1_767_323_045_000_000,
+        last: 1_767_323_046_000_000,
+        direction,
+        key,
+        interface: Some("eth0".into()),
+        fate: Fate::WouldDeny,
+        rule: None,
+        reason: "not_listed".into(),
+        generation: 1,
+        packets: [5, 6],
+        bytes: [700, 800],
+        answered: true,
+        adopted: false,
+        listening: None,
+        who: program.map(|exe| {
+            Arc::new(Who { found_by: FoundBy::Socket, pid: 1, exe: Some(exe.to_owned()), ..Who::default() })
+        }),
+        names: Vec::new(),
+        remote_group: Remote::network_of(remote),
+        head: Vec::new(),
+    }
+}
+
+fn of(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn suggested(flows: &[Observed], most: usize, widest: &str) -> (Suggestion, String) {
+    let mut learner = Learner::new(None);
+    flows.iter().for_each(|flow| learner.see(flow));
+    let widest = if widest.is_empty() { Widest::default() } else { widest.parse().unwrap() };
+    let suggestion = suggest(learner, most, widest, "suggested", &BTreeSet::new(), NotFired::default());
+    let text = suggestion.policy("suggested");
+    suggestion.check(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    (suggestion, text)
+}
+
+use Direction::{Inbound, Outbound};
+
+#[test]
+fn rules_have_their_evidence() {
+    let mut named = flow(Outbound, 6, of("203.0.113.80"), 443, Some("/usr/bin/curl"));
+    named.names = vec!["cdn.example".into()];
+    let mut other = flow(Outbound, 6, of("203.0.113.90"), 443, Some("/usr/bin/curl"));
+    other.names = vec!["cdn.example".into()];
+    let mut flows = vec![named, other];
+    flows.push(flow(Outbound, 17, of("192.0.2.53"), 53, Some("/usr/sbin/dnsmasq")));
+    flows.extend((0..60).map(|n| flow(Inbound, 6, IpAddr::from([198, 51, 100, n]), 80, Some("/usr/sbin/nginx"))));
+    flows.push(flow(Inbound, 6, of("2001:db8:17::7"), 22, Some("/usr/sbin/sshd")));
+    let (suggestion, text) = suggested(&flows, 30, "");
+    assert!(
+        text.contains("  - name: \"http to nginx\"\n    from: any   # public: decide\n    services: http\n"),
+        "{text}"
+    );
+    assert!(text.contains("will rot: cdn.example had more than one address"), "{text}");
+    assert!(text.contains("to: [203.0.113.80, 203.0.113.90]\n    services: https"), "{text}");
+    assert!(text.contains("from: [\"2001:db8:17::7\"]\n    services: ssh"), "{text}");
+    assert!(
+        text.contains("# 2 flows, 3.0 kB, 2026-01-02 03:04:05Z to 2026-01-02 03:04:06Z, by /usr/bin/curl"),
+        "{text}"
+    );
+    assert_eq!(suggestion.rules.len(), 4);
+    assert!(suggestion.left_out.is_empty());
+}
+
+#[test]
+fn networks_are_summed_up_as_far_as_is_allowed() {
+    let flows: Vec<Observed> =
+        [8, 9, 10, 11, 77].map(|n| flow(Outbound, 6, IpAddr::from([203, 0, 113, n]), 443, None)).to_vec();
+    let (exact, _) = suggested(&flows, 30, "");
+    let nets =
+        |suggestion: &Suggestion| suggestion.rules[0].remotes.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(nets(&exact), ["203.0.113.8/30", "203.0.113.77/32"]);
+    let (wide, _) = suggested(&flows, 30, "/24");
+    assert_eq!(nets(&wide), ["203.0.113.0/25"]);
+}
+
+#[test]
+fn what_is_not_learned_is_left_out_and_named() {
+    let mut flagged = flow(Outbound, 6, of("203.0.113.9"), 4444, Some("/dev/shm/.x"));
+    flagged.who = Some(Arc::new(Who {
+        found_by: FoundBy::Socket,
+        exe: Some("/dev/shm/.x".into()),
+        unusual: vec![Unusual::DeletedExe],
+        ..Who::default()
+    }));
+    let mut denied = flow(Outbound, 6, of("169.254.169.254"), 80, None);
+    denied.reason = "rule_deny".into();
+    let mut alone = flow(Outbound, 17, of("192.0.2.40"), 514, Some("/usr/sbin/rsyslogd"));
+    alone.answered = false;
+    let mut flows = vec![flagged, denied, alone];
+    let scanner = of("198.51.100.99");
+    for port in 1..40 {
+        let mut probe = flow(Inbound, 6, scanner, port, None);
+        probe.answered = port == 22;
+        flows.push(probe);
+    }
+    let (suggestion, text) = suggested(&flows, 30, "");
+    assert!(suggestion.rules.is_empty(), "{text}");
+    let why: BTreeSet<Why> = suggestion.left_out.iter().map(|line| line.0).collect();
+    assert_eq!(why, [Why::FlaggedProcess, Why::DenyRule, Why::Scan, Why::Unanswered].into());
+    assert!(text.contains("#     out udp/514 192.0.2.40: 1 flows"), "{text}");
+    assert!(!text.contains("- name"), "no line to paste that would let them out");
+}
+
+#[test]
+fn hostile_text_stays_in_its_comment() {
+    let evil = "/tmp/x\n  - name: pwned\n    to: any\n    services: any\u{2028}- {to: any}\u{85}\r- {to: any}\x1b[2J\"";
+    let mut one = flow(Outbound, 6, of("203.0.113.9"), 443, Some(evil));
+    one.names = vec!["a\nb: c".into(), "x\r- y".into()];
+    one.host = "db1\noutbound: [{to: any, services: any}]".into();
+    let (suggestion, text) = suggested(&[one], 30, "");
+    assert_eq!(suggestion.rules.len(), 1);
+    let read = policy::load_str("suggested.yaml", &text).unwrap().policy;
+    assert_eq!(read.rules.len(), 1);
+    assert!(read.rules[0].remote.named);
+    assert!(text.chars().all(|c| c == '\n' || !c.is_control()) && !text.contains('\u{2028}'), "{text:?}");
+}
+
+#[test]
+fn more_than_64_addresses_are_a_list_file() {
+    let flows: Vec<Observed> =
+        (0..100).map(|n| flow(Outbound, 6, IpAddr::from([203, 0, 113, n * 2]), 443, Some("/usr/bin/curl"))).collect();
+    let (suggestion, text) = suggested(&flows, 30, "");
+    assert!(text.contains("  https-by-curl: { file: \"suggested-https-by-curl.txt\" }   # 100 networks"), "{text}");
+    assert!(text.contains("to: https-by-curl\n"), "{text}");
+    assert_eq!(suggestion.lists["https-by-curl"].1.len(), 100);
+}
+
+const POLICY: &str = "# Ours. Do not touch.\nversion: 1\nmode: audit   # for now\n\ninbound: []   # nobody\n\noutbound:\n\
+    # names\n- { name: resolver, to: 192.0.2.53, services: dns }   # the only one\n\n# The end.\ntests:\n\
+    \x20 - { flow: \"out udp 192.0.2.53:53\", expect: allow }";
+
+#[test]
+fn a_diff_keeps_comments_and_layout_and_others_take_it() {
+    let known = policy::load_str("policy.yaml", POLICY).unwrap().policy;
+    let mut learner = Learner::new(Some(Judge::new(&known, 0).unwrap()));
+    learner.see(&flow(Outbound, 17, of("192.0.2.53"), 53, None));
+    for n in 0..70 {
+        learner.see(&flow(Outbound, 6, IpAddr::from([203, 0, 113, n * 2]), 443, Some("/usr/bin/curl")));
+    }
+    learner.see(&flow(Inbound, 6, of("198.51.100.7"), 22, Some("/usr/sbin/sshd")));
+    let suggestion =
+        suggest(learner, 30, Widest::default(), "policy", &["resolver".to_owned()].into(), NotFired::elsewhere());
+    assert_eq!((suggestion.allowed, suggestion.rules.len()), (1, 2));
+    let (new, diff) = patch(POLICY, "policy.yaml", &suggestion).unwrap();
+    suggestion.check(&new).unwrap();
+    let kept: Vec<&str> = new.lines().filter(|line| POLICY.lines().any(|old| old == *line)).collect();
+    let without: Vec<&str> = POLICY.lines().filter(|line| !line.starts_with("inbound")).collect();
+    assert_eq!(kept, without, "every other line is as it was");
+    for (tool, arguments) in [("git", &["apply", "change.diff"][..]), ("patch", &["-p1", "-i", "change.diff"])] {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join("policy.yaml"), POLICY).unwrap();
+        std::fs::write(home.path().join("change.diff"), &diff).unwrap();
+        let Ok(output) = std::process::Command::new(tool).args(arguments).current_dir(home.path()).output() else {
+            assert_ne!(tool, "git", "git is needed");
+            continue;
+        };
+        assert!(output.status.success(), "{tool}: {}\n{diff}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(std::fs::read_to_string(home.path().join("policy.yaml")).unwrap(), new, "{tool}");
+        policy::load(&home.path().join("policy.yaml")).unwrap_or_else(|found| panic!("{}", found.render(false)));
+    }
+}
+
+#[test]
+fn a_layout_that_cannot_be_added_to_is_named() {
+    let mut learner = Learner::new(None);
+    learner.see(&flow(Outbound, 6, of("203.0.113.80"), 443, None));
+    let suggestion = suggest(learner, 30, Widest::default(), "p", &BTreeSet::new(), NotFired::default());
+    let old = "version: 1\noutbound: [{ to: 192.0.2.1, services: ssh }]\ninbound: []\n";
+    assert_eq!(patch(old, "p.yaml", &suggestion), Err(PatchError::Layout { key: "outbound", line: 2 }));
+}
+
+prop_compose! {
+    fn any_flow()(
+        inbound in any::<bool>(),
+        (protocol, low) in prop_oneof![
+            (Just(6u8), prop_oneof![Just(22u16), Just(443), any::<u16>()]),
+            (Just(17u8), prop_oneof![Just(53u16), any::<u16>()]),
+            (Just(1u8), any::<u16>()), (Just(58u8), any::<u16>()), (Just(132u8), any::<u16>()), (any::<u8>(), Just(0u16)),
+        ],
+        v6 in any::<bool>(),
+        network in 0u8..4, host in any::<u8>(),
+        program in prop_oneof![Just(None), Just(Some("/usr/bin/curl".to_owned())), ".{0,20}".prop_map(Some)],
+        name in proptest::option::of(".{0,12}"),
+        answered in prop::bool::weighted(0.8), adopted in any::<bool>(), unusual in prop::bool::weighted(0.1),
+        fate in prop_oneof![Just(Fate::Allowed), Just(Fate::WouldDeny), Just(Fate::Denied), Just(Fate::Seen)],
+        deny in prop::bool::weighted(0.1),
+    ) -> Observed {
+        let v6 = if protocol == 58 { true } else if protocol == 1 { false } else { v6 };
+        let remote: IpAddr = if v6 {
+            format!("2001:db8:{network}::{host:x}").parse().unwrap()
+        } else {
+            IpAddr::from([203, 0, network, host])
+        };
+        let direction = if inbound { Inbound } else { Outbound };
+        let port = if guard_has_ports(protocol) || matches!(protocol, 1 | 58) { low } else { 0 };
+        let mut flow = flow(direction, protocol, remote, port, None);
+        flow.who = program.map(|exe| Arc::new(Who {
+            found_by: FoundBy::Socket, exe: Some(exe), unusual: if unusual { vec![Unusual::Memfd] } else { vec![] }, ..Who::default()
+        }));
+        flow.names = name.into_iter().map(Arc::from).collect();
+        (flow.answered, flow.adopted, flow.fate) = (answered, adopted, fate);
+        if deny { flow.reason = "rule_deny".into(); }
+        flow
+    }
+}
+
+fn guard_has_ports(protocol: u8) -> bool {
+    crate::record::flow::has_ports(protocol)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    /// Every flow is allowed by the policy, or is in what was left out; and nothing else is allowed.
+    #[test]
+    fn every_answered_flow_is_covered_or_named(
+        flows in proptest::collection::vec(any_flow(), 1..150),
+        most in 1usize..40,
+        wide in any::<bool>(),
+    ) {
+        let (suggestion, text) = suggested(&flows, most, if wide { "/28,/120" } else { "" });
+        prop_assert!(suggestion.rules.len() <= most);
+        let home = tempfile::tempdir().unwrap();
+        for (file, nets) in suggestion.lists.values() {
+            std::fs::write(home.path().join(file), write::list_text(nets)).unwrap();
+        }
+        let path = home.path().join("suggested.yaml");
+        std::fs::write(&path, &text).unwrap();
+        let loaded = policy::load(&path).map_err(|found| TestCaseError::fail(found.render(false)))?;
+        let judge = Judge::new(&loaded.policy, 0).unwrap();
+        for flow in &flows {
+            let allowed = judge.judge(flow).reason.verdict() == Verdict::Allow;
+            let named = suggestion.left_out.iter().any(|(_, direction, service, remote, _)| {
+                *direction == flow.direction && *service == word(flow) && (remote.is_unspecified() || *remote == flow.remote())
+            });
+            prop_assert!(allowed || named, "{} is neither allowed nor named:\n{text}", flow.key.spoken(flow.direction));
+            if why(flow).is_none() && !named {
+                prop_assert!(allowed);
+            }
+        }
+        let learned: BTreeSet<IpAddr> = flows.iter().filter(|flow| why(flow).is_none()).map(Observed::remote).collect();
+        if !wide {
+            for rule in suggestion.rules.iter().filter(|rule| !rule.is_public()) {
+                for net in &rule.remotes {
+                    prop_assert!(net.hosts().all(|host| learned.contains(&host)), "{net} was not seen whole");
+                }
+            }
+        }
+    }
+}
