@@ -150,7 +150,7 @@ impl Sums {
         let stamp = |us: i64| timestamp(i128::from(us) * 1000);
         let (local, foreign, both_local, broken) = match read {
             Read::Store(_) => ("this host, as it recorded itself".to_owned(), 0, 0, None),
-            Read::Files(files) => (
+            Read::Files(files) | Read::Records(files) => (
                 files.iter().map(|file| file.local.clone()).collect::<Vec<_>>().join("; "),
                 files.iter().map(|file| file.foreign).sum(),
                 files.iter().map(|file| file.both_local).sum(),

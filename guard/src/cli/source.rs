@@ -5,12 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context as _;
+use anyhow::bail;
 use clap::Args;
 use ipnet::IpNet;
 
 use super::{InstanceArgs, output::escape_line};
 use crate::{
+    record::sink::Limits,
     review::{
         inputs::{self, Options, Summary},
         observed::Observed,
@@ -36,24 +37,28 @@ pub enum Read {
     Files(Vec<Summary>),
     /// This host's own records.
     Store(PathBuf),
+    /// This host's own `flows.jsonl`, and those rotated before it.
+    Records(Vec<Summary>),
 }
 
 impl Read {
     #[must_use]
     pub fn is_own(&self) -> bool {
-        matches!(self, Self::Store(_))
+        matches!(self, Self::Store(_) | Self::Records(_))
     }
 
     /// Some of it could not be read.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        matches!(self, Self::Files(files) if files.iter().any(|file| file.broken.is_some()))
+        matches!(self, Self::Files(files) | Self::Records(files) if files.iter().any(|file| file.broken.is_some()))
     }
 
     /// On standard error: what was read, how it was told who is ours, what is bad.
     pub fn tell(&self) {
         match self {
-            Self::Files(files) => files.iter().for_each(|file| eprintln!("read  {}", escape_line(&file.to_string()))),
+            Self::Files(files) | Self::Records(files) => {
+                files.iter().for_each(|file| eprintln!("read  {}", escape_line(&file.to_string())))
+            }
             Self::Store(path) => eprintln!("read  {}", escape_line(&path.display().to_string())),
         }
     }
@@ -61,7 +66,7 @@ impl Read {
     #[must_use]
     pub fn json(&self) -> serde_json::Value {
         match self {
-            Self::Files(files) => serde_json::json!({ "files": files }),
+            Self::Files(files) | Self::Records(files) => serde_json::json!({ "files": files }),
             Self::Store(path) => serde_json::json!({ "store": path.display().to_string() }),
         }
     }
@@ -78,13 +83,19 @@ pub fn flows(
     if !from.from.is_empty() {
         return of_files(&from.from, &from.local, since, each).map(Read::Files);
     }
-    let path = instance.state_dir().join(store::FILE);
-    let reader = Reader::open(&path)?.with_context(|| {
-        format!(
-            "there are no records of this host at {}: run `guard observe` or `guard run` first, or name files with --from",
-            path.display()
-        )
-    })?;
+    let directory = instance.state_dir();
+    let path = directory.join(store::FILE);
+    let Some(reader) = Reader::open(&path)? else {
+        let files = own_records(&directory);
+        if files.is_empty() {
+            bail!(
+                "there are no records of this host in {}: run `guard observe` or `guard run` first, or name files with \
+                 --from",
+                directory.display()
+            );
+        }
+        return of_files(&files, &from.local, since, each).map(Read::Records);
+    };
     reader.hold()?;
     let span = Span { since: since.unwrap_or(Span::ALL.since), until: Span::ALL.until };
     let mut put = |flow| {
@@ -94,6 +105,12 @@ pub fn flows(
     reader.flows(span, &mut put)?;
     reader.unsolicited(span, &mut put)?;
     Ok(Read::Store(path))
+}
+
+/// `flows.jsonl` and what was rotated, the oldest first. A flow whose records stand in two of them counts twice.
+fn own_records(directory: &Path) -> Vec<PathBuf> {
+    let rotated = (1..=Limits::default().files).rev().map(|number| directory.join(format!("flows.jsonl.{number}")));
+    rotated.chain([directory.join("flows.jsonl")]).filter(|path| path.is_file()).collect()
 }
 
 fn of_files(
