@@ -68,17 +68,19 @@ macro_rules! file {
 }
 
 /// To build guard at all.
-pub const BUILD: &[Need] = &[
-    program!("gcc", "cc"),
-    Need {
-        package: "libpcap-dev",
-        there: || {
-            ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"]
-                .iter()
-                .any(|dir| Path::new(dir).join("libpcap.so").exists())
-        },
+pub const BUILD: &[Need] = &[program!("gcc", "cc"), LIBPCAP];
+
+/// And to open the report's page as people do.
+pub const UNIT: &[Need] = &[program!("gcc", "cc"), LIBPCAP, program!("chromium", "chromium")];
+
+const LIBPCAP: Need = Need {
+    package: "libpcap-dev",
+    there: || {
+        ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"]
+            .iter()
+            .any(|dir| Path::new(dir).join("libpcap.so").exists())
     },
-];
+};
 
 /// To load programs and make namespaces: nothing that could be installed, so its absence is a skip.
 pub const ROOT: &[Need] = &[ROOT_NEED];

@@ -22,6 +22,7 @@ use crate::{
         sink::{Limits, Sink},
         sweep::Tracker,
     },
+    store::{self, Begun, Recording},
 };
 
 /// Put a policy in force on this host, then record until told to stop
@@ -228,6 +229,7 @@ fn record(
         let listener = server::bind(&state.socket())?;
         let mut daemon = Daemon::new(kernel, state, recorder, &mut say);
         daemon.know(put.generation, policy);
+        daemon.keep(Recording::start(&state.store(), store::Limits::default(), Begun::here()));
         if global.json {
             output::json_line(&ready)?
         } else {

@@ -12,6 +12,7 @@ use crate::{
         state_dir::{Kept, StateDir},
     },
     record::clock::{Clock, unix_now},
+    review,
 };
 
 /// Say what the kernel enforces, read back from it
@@ -26,13 +27,28 @@ pub struct StatusArgs {
 }
 
 pub fn run(args: &StatusArgs, global: &Global) -> anyhow::Result<Exit> {
-    let report = read(&args.instance)?;
+    let mut report = read(&args.instance)?;
+    report.to_review = to_review(&args.instance);
     if global.json {
         output::json_line(&report)?;
     } else {
         output::print(&report.render(args.verbose))?;
     }
     Ok(if report.does_what_it_says() { Exit::Good } else { Exit::No })
+}
+
+/// How many findings wait; `None` where there is no store, or it is too large to be summed up while somebody waits.
+fn to_review(args: &InstanceArgs) -> Option<usize> {
+    const QUICK_BYTES: u64 = 128 << 20;
+    let directory = args.state_dir();
+    let size = std::fs::metadata(directory.join(crate::store::FILE)).ok()?.len();
+    if size > QUICK_BYTES {
+        return None;
+    }
+    let now = i64::try_from(unix_now() / 1000).unwrap_or(0);
+    review::report::of_directory(&directory, review::report::Since::Everything, now)
+        .ok()
+        .map(|report| report.findings.len())
 }
 
 fn read(args: &InstanceArgs) -> anyhow::Result<Report> {

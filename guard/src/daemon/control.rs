@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::record::sink::SinkCounts;
+use crate::{record::sink::SinkCounts, store::StoreStatus};
 
 /// What may be asked of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,9 @@ pub struct DaemonStatus {
     /// Unix time in seconds.
     pub since: i64,
     pub records: RecordCounts,
+    /// Of the record store; `None` where none is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreStatus>,
     /// Flows that it knows now.
     pub flows_held: usize,
     /// Packets and bytes that are in the totals and in no flow's record: eviction took the detail. `[inbound, outbound]`.

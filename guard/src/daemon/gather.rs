@@ -118,6 +118,7 @@ pub fn report(sources: Sources<'_>) -> Report {
             records: sources.daemon.as_ref().map_or(0, |daemon| daemon.records.lost),
         },
         daemon: sources.daemon,
+        to_review: None,
         problems,
         missing: read.missing.clone(),
         other_firewalls: sources.other_firewalls,

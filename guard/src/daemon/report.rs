@@ -38,6 +38,8 @@ pub struct Report {
     pub flows: FlowCounts,
     pub lost: Lost,
     pub daemon: Option<DaemonStatus>,
+    /// Groups that nobody has acknowledged; `None` where that is not known.
+    pub to_review: Option<usize>,
     /// Why `enforcing` is false though the mode enforces: each in a sentence.
     pub problems: Vec<String>,
     /// What this kernel lacks, and what is lost by that.
@@ -161,6 +163,11 @@ impl Report {
         self.write_policy(text)?;
         self.write_hooks(text, verbose)?;
         self.write_traffic(text, verbose)?;
+        if let Some(groups) = self.to_review {
+            let groups_word = if groups == 1 { "group" } else { "groups" };
+            let next = if groups == 0 { String::new() } else { format!(" (guard report{})", self.suffix) };
+            writeln!(text, "  to review   {} {groups_word}{next}", thousands(groups as u64))?;
+        }
         match &self.daemon {
             Some(daemon) => {
                 writeln!(text, "  recording   daemon {}, {} records written", daemon.pid, daemon.records.written)?;

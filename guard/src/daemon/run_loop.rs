@@ -3,7 +3,7 @@
 //!
 //! It decides nothing that packets wait for. When it stops, is killed or starves, the kernel goes on.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use guard_common::Direction;
 use tokio::{
@@ -29,6 +29,7 @@ use crate::{
         recorder::{Recorder, counts_as_flow},
         sweep::Sum,
     },
+    store::{Losses, Recording},
 };
 
 /// Records wait no longer than this in memory.
@@ -66,6 +67,10 @@ pub struct Daemon<'a> {
     pub say: &'a mut dyn FnMut(&str),
     baseline: Baseline,
     notices: Vec<String>,
+    store: Option<Arc<Recording>>,
+    sweeps: u32,
+    /// Of the store, what was said.
+    said: std::collections::HashSet<String>,
 }
 
 /// Totals and flows when the loop began: what is lost after is counted against them.
@@ -92,7 +97,26 @@ impl<'a> Daemon<'a> {
             }
         }));
         let started = i64::try_from(unix_now() / 1_000_000_000).unwrap_or(0);
-        Self { engine, state, recorder, lines, started, say, baseline: Baseline::default(), notices: Vec::new() }
+        Self {
+            engine,
+            state,
+            recorder,
+            lines,
+            started,
+            say,
+            baseline: Baseline::default(),
+            notices: Vec::new(),
+            store: None,
+            sweeps: 0,
+            said: Default::default(),
+        }
+    }
+
+    /// Keeps every flow in the record store, too.
+    pub fn keep(&mut self, store: Recording) {
+        let store = Arc::new(store);
+        self.recorder.observe(Box::new(Arc::clone(&store)));
+        self.store = Some(store);
     }
 
     /// Names for the rules of a policy that is in force.
@@ -206,6 +230,7 @@ impl<'a> Daemon<'a> {
         {
             self.notice(format!("flows that are over could not be forgotten: {error:#}"));
         }
+        self.tend_store();
     }
 
     /// `false`: a command changes what is attached just now, so look again.
@@ -344,14 +369,47 @@ impl<'a> Daemon<'a> {
 
     fn status(&self) -> DaemonStatus {
         let lost = self.detail_lost();
+        let store_notices = self.store.as_ref().map(|store| store.status().notices()).unwrap_or_default();
         DaemonStatus {
             pid: std::process::id(),
             since: self.started,
             records: self.recorder.sink.counts().into(),
+            store: self.store.as_ref().map(|store| store.status()),
             flows_held: self.recorder.tracker.held(),
             detail_lost_packets: lost.packets,
             detail_lost_bytes: lost.bytes,
-            notices: self.notices.clone(),
+            notices: self.notices.iter().cloned().chain(store_notices).collect(),
+        }
+    }
+
+    /// What a report of the store says was lost; and what is amiss with the store is said at once.
+    fn tend_store(&mut self) {
+        /// Reading the counters back costs more than a sweep of few flows.
+        const EVERY: u32 = 5;
+        let Some(store) = self.store.clone() else { return };
+        if self.sweeps.is_multiple_of(EVERY) {
+            let lost = self.detail_lost();
+            store.losses(Losses {
+                packets: lost.packets.iter().sum(),
+                records: self.recorder.sink.counts().lost,
+                ..Losses::default()
+            });
+        }
+        self.sweeps = self.sweeps.wrapping_add(1);
+        let status = store.status();
+        for path in status.set_aside {
+            let text = format!("the record store was damaged: set aside as {}, a new one is begun", path.display());
+            if self.said.insert(text.clone()) {
+                (self.say)(&text);
+            }
+        }
+        // Told once for as long as it lasts.
+        match status.error {
+            Some(error) if self.said.insert("store".to_owned()) => {
+                (self.say)(&format!("the record store cannot be written now, enforcement goes on: {error}"));
+            }
+            None if self.said.remove("store") => (self.say)("the record store is written again"),
+            _ => {}
         }
     }
 

@@ -3,7 +3,9 @@
 //! ```text
 //! active/        the policy that was published last: manifest.json, and every file of it under files/
 //! previous/      the one before it: what a rollback returns to
-//! flows.jsonl    records
+//! flows.jsonl    records, for others
+//! store.db       records, for review
+//! acks.jsonl     decisions on them
 //! control.sock   the daemon's socket
 //! lock           held by whoever changes the policy
 //! daemon.lock    held while a daemon runs
@@ -132,6 +134,11 @@ impl StateDir {
     #[must_use]
     pub fn records(&self) -> PathBuf {
         self.path.join("flows.jsonl")
+    }
+
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.path.join(crate::store::FILE)
     }
 
     #[must_use]

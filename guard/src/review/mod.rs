@@ -10,8 +10,8 @@ pub mod judged;
 pub mod observed;
 pub mod render;
 pub mod report;
-pub mod words;
 pub mod suggest;
+pub mod words;
 
 /// Rules of [`OBSERVING_POLICY`]: what they let through was seen, and nobody decided.
 pub const OBSERVING: [&str; 2] = ["(observing) in", "(observing) out"];

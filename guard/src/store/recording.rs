@@ -14,7 +14,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Begun, Change, Limits, StoreError, Writer, listeners_now, schema};
-use crate::{record::clock::unix_now, review::observed::Observed};
+use crate::{
+    record::{clock::unix_now, eve::Moment, observer::Observer},
+    review::observed::Observed,
+};
 
 /// Changes that may wait.
 const QUEUE: usize = 32_768;
@@ -157,6 +160,37 @@ impl Recording {
             error: told.error.clone(),
             set_aside: told.set_aside.clone(),
         }
+    }
+}
+
+impl Observer for Arc<Recording> {
+    fn observed(&mut self, flow: &Observed, moment: Moment) {
+        self.flow(flow.clone(), moment == Moment::End);
+    }
+}
+
+impl StoreStatus {
+    /// What a person has to know, in sentences.
+    #[must_use]
+    pub fn notices(&self) -> Vec<String> {
+        let mut notices: Vec<String> = self
+            .set_aside
+            .iter()
+            .map(|path| format!("the record store was damaged: set aside as {}, a new one is begun", path.display()))
+            .collect();
+        match &self.error {
+            Some(error) => {
+                notices.push(format!("the record store cannot be written now ({} changes lost): {error}", self.lost));
+            }
+            None if self.lost > 0 => {
+                notices.push(format!("{} changes could not be written to the record store; it works again", self.lost));
+            }
+            None => {}
+        }
+        if self.overflow > 0 {
+            notices.push(format!("{} changes came faster than the record store could be written", self.overflow));
+        }
+        notices
     }
 }
 

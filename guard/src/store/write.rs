@@ -58,6 +58,21 @@ pub struct Begun {
     pub at: i64,
 }
 
+impl Begun {
+    /// This host, now.
+    #[must_use]
+    pub fn here() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        Self {
+            host: host.unwrap_or_else(|| "unknown".to_owned()),
+            machine: read("/etc/machine-id"),
+            boot: read("/proc/sys/kernel/random/boot_id"),
+            at: i64::try_from(crate::record::clock::unix_now() / 1000).unwrap_or(0),
+        }
+    }
+}
+
 /// The one writer. [`super::Recording`] runs it on a thread of its own.
 pub struct Writer {
     db: Connection,

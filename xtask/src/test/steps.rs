@@ -34,7 +34,7 @@ pub fn all() -> Vec<Step> {
         Step { needs: packages::BUILD, ..step("clippy", "no warning", clippy) },
         Step { needs: packages::BUILD, ..step("build", "programs and tests, once for all steps", build) },
         Step {
-            needs: packages::BUILD,
+            needs: packages::UNIT,
             ..step("unit", "units, properties, the command line", |run| group(run, Group::Unit))
         },
         Step { needs: packages::BUILD, ..step("doc", "examples in the documentation", doc) },

@@ -1,0 +1,49 @@
+//! From packets to a report: what a guarded host did is what its report says.
+
+use std::time::Duration;
+
+use guard_tests::{
+    cases::policy,
+    flows::{Flow, serve},
+    guard::Guard,
+    new_world,
+};
+use serde_json::Value;
+
+#[test]
+fn what_was_denied_is_reported_and_acknowledged() {
+    let Some(world) = new_world("netns_review what_was_denied_is_reported") else { return };
+    let denied = Flow::new("out tcp responder 444", false);
+    let allowed = Flow::new("in tcp responder 8001", false);
+    let _servers = serve(&world, &[allowed]);
+    let guard = Guard::start(&world, &policy("enforce")).unwrap();
+    assert!(allowed.passes(&world, true));
+    assert!(!denied.passes(&world, false));
+    guard.wait_records(|record| denied.is_of(&world, record) && record["guard"]["event"] == "begin").unwrap();
+    let status = guard
+        .status_until(Duration::from_secs(20), |status| status["to_review"].as_u64() > Some(0))
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    assert!(status["daemon"]["store"]["written"].as_u64() > Some(0), "{status:#}");
+    assert_eq!(status["daemon"]["store"]["lost"], 0, "{status:#}");
+
+    let report = |code: i32| -> Value {
+        let ended = guard.ask("report", &["--json"]).unwrap();
+        assert_eq!(ended.code(), Some(code), "{}", ended.stderr);
+        serde_json::from_str(&ended.stdout).unwrap()
+    };
+    let before = report(1);
+    let findings = before["findings"].as_array().unwrap();
+    let found = findings
+        .iter()
+        .find(|finding| finding["direction"] == "outbound" && finding["verdict"] == "deny")
+        .unwrap_or_else(|| panic!("{before:#}"));
+    assert_eq!(found["kind"], "outbound_denied", "{found:#}");
+    let id = found["id"].as_str().unwrap();
+    let shown = guard.ask("show", &[id]).unwrap();
+    assert!(shown.stdout.contains("nearest") || shown.stdout.contains("not_listed"), "{}", shown.stdout);
+    assert_eq!(guard.ask("ack", &[id, "--as", "kim"]).unwrap().code(), Some(0));
+    let after = report(1);
+    assert!(!after["findings"].as_array().unwrap().iter().any(|finding| finding["id"] == id), "{after:#}");
+    let explained = guard.ask("explain", &[&id[..8]]).unwrap();
+    assert_eq!(explained.code(), Some(1), "{}{}", explained.stdout, explained.stderr);
+}
