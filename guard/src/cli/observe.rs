@@ -9,8 +9,7 @@ use crate::{
         attached,
         state_dir::{Kept, StateDir},
     },
-    policy,
-    review::OBSERVING_POLICY,
+    review::{OBSERVING_POLICY, is_observing},
 };
 
 /// Record every flow of this host, without a policy: nothing is denied
@@ -36,11 +35,9 @@ pub struct ObserveArgs {
 pub fn run(args: &ObserveArgs, global: &Global) -> anyhow::Result<Exit> {
     let state = StateDir::create(&args.instance.state_dir())?;
     let path = state.path().join("observing.yaml");
-    let built_in = policy::load_str("observing.yaml", OBSERVING_POLICY)
-        .map_err(|found| anyhow::anyhow!("the built-in policy cannot be used: {}", found.render(false)))?;
     if attached::open(&args.instance.instance)?.is_some()
         && let Some(manifest) = state.manifest(Kept::Active)?
-        && manifest.sha256 != policy::effective::hex(&built_in.policy.sha256)
+        && !is_observing(&manifest.sha256)
     {
         bail!(
             "a policy is in force here, and observing would take its place and let everything pass. `guard run` with it \

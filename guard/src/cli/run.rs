@@ -15,13 +15,14 @@ use crate::{
         way_back::Within,
     },
     host::picture::{Picture, on_terminal},
-    policy::model::Policy,
+    policy::{effective::hex, model::Policy},
     record::{
         clock::Clock,
         recorder::{Recorder, begun_before},
         sink::{Limits, Sink},
         sweep::Tracker,
     },
+    review::is_observing,
     store::{self, Begun, Recording},
 };
 
@@ -92,7 +93,7 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<Exit> {
     }
     let ended = record(&mut kernel, &state, &policy, &put, args, global)?;
     if ended == Ended::Signal {
-        let how = if is_observing(&policy) {
+        let how = if is_observing(&hex(&policy.sha256)) {
             "The kernel goes on letting everything pass, under"
         } else if enforces_anything(&policy) {
             "The kernel still enforces"
@@ -283,7 +284,9 @@ fn render_ready(ready: &Ready, policy: &Policy, put: &Put, args: &RunArgs) -> St
         (true, true) => "ENFORCING in and out",
         (true, false) => "ENFORCING in, AUDIT out",
         (false, true) => "AUDIT in, ENFORCING out",
-        (false, false) if is_observing(policy) => "OBSERVING: no policy; everything passes and is recorded",
+        (false, false) if is_observing(&hex(&policy.sha256)) => {
+            "OBSERVING: no policy; everything passes and is recorded"
+        }
         (false, false) => "AUDIT in and out: nothing is dropped",
     };
     let mut text = String::new();
@@ -304,15 +307,6 @@ fn render_ready(ready: &Ready, policy: &Policy, put: &Put, args: &RunArgs) -> St
         if put.changed.is_none() { ", taken over as it was" } else { "" },
     ));
     text
-}
-
-/// The built-in policy of `guard observe`.
-fn is_observing(policy: &Policy) -> bool {
-    policy.rules.len() == crate::review::OBSERVING.len()
-        && policy
-            .rules
-            .iter()
-            .all(|rule| rule.name.as_deref().is_some_and(|name| crate::review::OBSERVING.contains(&name)))
 }
 
 fn enforces_anything(policy: &Policy) -> bool {

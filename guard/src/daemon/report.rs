@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::control::DaemonStatus;
-use crate::{host::firewalls::OtherFirewall, record::clock::for_people};
+use crate::{host::firewalls::OtherFirewall, record::clock::for_people, review::is_observing};
 
 /// Everything that is known of an instance. Field names are stable.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -197,11 +197,7 @@ impl Report {
 
     /// The built-in policy of `guard observe` is in force.
     fn observes(&self) -> bool {
-        static SHA256: std::sync::LazyLock<Option<String>> = std::sync::LazyLock::new(|| {
-            let policy = crate::policy::load_str("observing.yaml", crate::review::OBSERVING_POLICY).ok()?.policy;
-            Some(crate::policy::effective::hex(&policy.sha256))
-        });
-        self.policy_sha256.is_some() && self.policy_sha256 == *SHA256
+        self.policy_sha256.as_deref().is_some_and(is_observing)
     }
 
     fn headline(&self) -> String {

@@ -1,5 +1,7 @@
 //! Reviewing what was recorded: flows to groups, groups to findings, findings to a report and a decision on each.
 
+use std::sync::LazyLock;
+
 pub mod acks;
 pub mod facts;
 pub mod findings;
@@ -27,3 +29,28 @@ inbound:
 outbound:
   - { name: \"(observing) out\", to: any, services: any }
 ";
+
+/// Whether a policy is [`OBSERVING_POLICY`], by its SHA-256 in hex: another one may name its rules alike.
+#[must_use]
+pub fn is_observing(sha256: &str) -> bool {
+    static BUILT_IN: LazyLock<Option<String>> = LazyLock::new(|| {
+        let loaded = crate::policy::load_str("observing.yaml", OBSERVING_POLICY).ok()?;
+        Some(crate::policy::effective::hex(&loaded.policy.sha256))
+    });
+    BUILT_IN.as_deref() == Some(sha256)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{effective::hex, load_str};
+
+    #[test]
+    fn only_the_built_in_policy_observes() {
+        let sha256 = |text: &str| hex(&load_str("observing.yaml", text).unwrap().policy.sha256);
+        assert!(is_observing(&sha256(OBSERVING_POLICY)));
+        // The same names, and it denies nearly everything.
+        assert!(!is_observing(&sha256(&OBSERVING_POLICY.replace("mode: audit", "mode: enforce"))));
+        assert!(!is_observing(&sha256(&OBSERVING_POLICY.replace("from: any", "from: 192.0.2.1"))));
+    }
+}
