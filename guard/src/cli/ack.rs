@@ -4,7 +4,7 @@ use clap::Args;
 use super::{
     Exit, Global, InstanceArgs,
     output::{escape_line, json_line, print},
-    report::{now_us, time},
+    time::{now_us, time},
 };
 use crate::{
     daemon::state_dir::StateDir,

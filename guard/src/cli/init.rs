@@ -1,17 +1,12 @@
-use std::{
-    fs,
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args;
 use guard_common::Direction;
 
 use super::{
     Exit, Global,
-    output::{escape_line, json_line, print},
+    output::{escape_line, json_line, print, write_new},
 };
 use crate::{
     host::{
@@ -62,11 +57,7 @@ pub fn run(args: &InitArgs, global: &Global) -> anyhow::Result<Exit> {
         );
     }
     if let Some(output) = &args.output {
-        let write = || -> std::io::Result<()> {
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(output)?;
-            file.write_all(text.as_bytes())
-        };
-        write().with_context(|| format!("cannot write {} (nothing is written over)", output.display()))?;
+        write_new(output, &text)?;
     }
     if global.json {
         let mut value = serde_json::to_value(&first)?;

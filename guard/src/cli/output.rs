@@ -1,7 +1,13 @@
 //! How everything is printed: colour that only adds, strings from outside made harmless, tables, times.
 
-use std::io::{self, IsTerminal, Write};
+use std::{
+    fs::OpenOptions,
+    io::{self, IsTerminal, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
 
+use anyhow::Context;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
@@ -9,6 +15,16 @@ pub use crate::{
     record::clock::for_people as utc,
     text::{escape, escape_line},
 };
+
+/// Writes a file that was not there, for its owner only, on disk before this returns.
+pub fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().with_context(|| format!("cannot write {} (nothing is written over)", path.display()))
+}
 
 /// Colours, or none.
 #[derive(Clone, Copy, Debug)]

@@ -6,13 +6,11 @@ use clap::Args;
 use super::{
     Exit, Global, InstanceArgs,
     output::{Style, json_line, print},
+    time::{now_us, time},
 };
-use crate::{
-    record::clock::unix_now,
-    review::{
-        render,
-        report::{self, Report, Since},
-    },
+use crate::review::{
+    render,
+    report::{self, Report, Since},
 };
 
 /// Say what is uncommon and not yet acknowledged: what was denied, what is new, which processes are unusual
@@ -90,11 +88,6 @@ fn write_new(path: &std::path::Path, text: &str) -> anyhow::Result<()> {
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
-#[must_use]
-pub fn now_us() -> i64 {
-    i64::try_from(unix_now() / 1000).unwrap_or(0)
-}
-
 fn since(text: &str) -> Result<Since, String> {
     if text == "last-review" {
         return Ok(Since::LastReview);
@@ -102,45 +95,13 @@ fn since(text: &str) -> Result<Since, String> {
     time(text, -1).map(Since::Time)
 }
 
-/// A time in UTC, or one that lies so long before (`sign` -1) or after now. Unix time in microseconds.
-pub fn time(text: &str, sign: i64) -> Result<i64, String> {
-    let age = text.find(|c: char| !c.is_ascii_digit()).filter(|&at| at > 0).and_then(|at| {
-        let unit: i64 = match &text[at..] {
-            "s" => 1,
-            "m" | "min" => 60,
-            "h" => 3600,
-            "d" => 86_400,
-            "w" => 7 * 86_400,
-            _ => return None,
-        };
-        text[..at].parse::<i64>().ok()?.checked_mul(unit)?.checked_mul(1_000_000)
-    });
-    if let Some(age) = age {
-        return now_us().checked_add(sign * age).ok_or_else(|| "too far away".to_owned());
-    }
-    let whole = match text.len() {
-        10 => format!("{text}T00:00:00Z"),
-        _ if text.ends_with('Z') || text.rfind('+').is_some() => text.replacen(' ', "T", 1),
-        _ => format!("{}Z", text.replacen(' ', "T", 1)),
-    };
-    let parsed = whole.parse::<jiff::Timestamp>().map(jiff::Timestamp::as_microsecond);
-    parsed.map_err(|_| "write a time (2026-01-02, 2026-01-02T03:04Z) or an age (90min, 12h, 7d)".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn times_and_ages_are_read() {
-        assert_eq!(time("2026-01-02T03:04Z", -1), Ok(1_767_323_040_000_000));
-        assert_eq!(time("2026-01-02 03:04", -1), Ok(1_767_323_040_000_000));
-        assert_eq!(time("2026-01-02", -1), Ok(1_767_312_000_000_000));
-        assert!((time("2h", -1).unwrap() - now_us() + 7_200_000_000).abs() < 1_000_000);
-        assert!((time("7d", 1).unwrap() - now_us() - 7 * 86_400_000_000).abs() < 1_000_000);
-        for bad in ["yesterday", "", "7", "99999999999999999999d", "d"] {
-            assert!(time(bad, -1).is_err(), "{bad}");
-        }
+    fn since_may_be_the_last_review() {
         assert_eq!(since("last-review"), Ok(Since::LastReview));
+        assert!(since("yesterday").is_err());
     }
 }

@@ -8,7 +8,7 @@ use super::{
     ack::{Chosen, resolve},
     explain,
     output::{Style, escape_line, json_line, print},
-    report::now_us,
+    time::now_us,
 };
 use crate::{
     record::{clock::timestamp, view::bytes, who::FoundBy},

@@ -1,8 +1,6 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -12,9 +10,9 @@ use serde_json::json;
 
 use super::{
     Exit, Global, InstanceArgs, check,
-    output::{escape, escape_line, json_line, print},
+    output::{escape, escape_line, json_line, print, write_new},
     source::{self, FromArgs},
-    time::past,
+    time::{now_us, past},
 };
 use crate::{
     policy::{self, Loaded},
@@ -190,19 +188,6 @@ fn taken(path: &Path, loaded: &Loaded) -> BTreeSet<String> {
         names.extend(line.split_once(':').map(|(key, _)| key.trim().to_owned()));
     }
     names
-}
-
-fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    };
-    write().with_context(|| format!("cannot write {} (nothing is written over)", path.display()))
-}
-
-pub(crate) fn now_us() -> i64 {
-    i64::try_from(crate::record::clock::unix_now() / 1000).unwrap_or(0)
 }
 
 fn json(suggestion: &Suggestion, text: &str, read: &source::Read) -> serde_json::Value {
