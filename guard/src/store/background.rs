@@ -35,22 +35,42 @@ fn port(flow: &Observed) -> i64 {
     if flow.listening == Some(true) { i64::from(flow.key.service(flow.direction)) } else { -1 }
 }
 
-pub fn add(db: &Connection, flow: &Observed, flows: u64, packets: u64, bytes: u64) -> rusqlite::Result<()> {
-    db.prepare_cached(
-        "INSERT INTO background VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-         ON CONFLICT DO UPDATE SET flows = flows + excluded.flows, packets = packets + excluded.packets,
-         bytes = bytes + excluded.bytes",
-    )?
-    .execute(params![
-        flow.last.div_euclid(HOUR_US),
-        flow.key.protocol(),
-        port(flow),
-        fate_number(flow.fate),
-        flows.cast_signed(),
-        packets.cast_signed(),
-        bytes.cast_signed(),
-    ])?;
-    Ok(())
+/// The sum that a flow counts in, from its first change to its last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sum {
+    hour: i64,
+    protocol: u8,
+    port: i64,
+    fate: i64,
+}
+
+impl Sum {
+    pub fn of(flow: &Observed) -> Self {
+        Self {
+            hour: flow.last.div_euclid(HOUR_US),
+            protocol: flow.key.protocol(),
+            port: port(flow),
+            fate: fate_number(flow.fate),
+        }
+    }
+
+    /// Adds; less than nothing takes back.
+    pub fn add(&self, db: &Connection, flows: i64, packets: i64, bytes: i64) -> rusqlite::Result<()> {
+        let Self { hour, protocol, port, fate } = self;
+        db.prepare_cached(
+            "INSERT INTO background VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+             ON CONFLICT DO UPDATE SET flows = flows + excluded.flows, packets = packets + excluded.packets,
+             bytes = bytes + excluded.bytes",
+        )?
+        .execute(params![hour, protocol, port, fate, flows, packets, bytes])?;
+        if flows < 0 {
+            db.prepare_cached(
+                "DELETE FROM background WHERE hour = ?1 AND protocol = ?2 AND port = ?3 AND fate = ?4 AND flows <= 0",
+            )?
+            .execute(params![hour, protocol, port, fate])?;
+        }
+        Ok(())
+    }
 }
 
 /// After the newest. Slots above a bound that was lowered are given back.

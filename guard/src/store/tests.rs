@@ -177,6 +177,32 @@ fn scans_push_out_nothing_but_scans_and_their_sums_stay() {
 }
 
 #[test]
+fn what_is_answered_after_all_was_not_unsolicited() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join(FILE);
+    let mut writer = Writer::open(&path, Limits::default(), &begun("a", NOW)).unwrap();
+    let rings = |path: &Path| {
+        let reader = Reader::open(path).unwrap().unwrap();
+        let mut ids = Vec::new();
+        reader
+            .unsolicited(Span::ALL, &mut |flow| {
+                ids.push(flow.flow_id);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        (ids, reader.background(Span::ALL).unwrap().lines.iter().map(|line| line.flows).collect::<Vec<_>>())
+    };
+    // Observed: the first packet of every flow that comes in is one that nobody has answered yet.
+    let mut first = scan(7, NOW, "198.51.100.7", 22);
+    first.fate = Fate::Seen;
+    put(&mut writer, first.clone(), false);
+    assert_eq!(rings(&path), (vec![7], vec![1]));
+    put(&mut writer, Observed { answered: true, packets: [9, 8], ..first }, true);
+    assert_eq!(rings(&path), (vec![], vec![]));
+    assert_eq!(all(&path).iter().map(|flow| flow.flow_id).collect::<Vec<_>>(), [7]);
+}
+
+#[test]
 fn a_group_is_new_again_after_two_weeks_of_silence() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join(FILE);

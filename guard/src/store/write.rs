@@ -89,7 +89,15 @@ pub struct Writer {
 /// Where the next unsolicited flow goes, and where those lie that have not ended.
 struct Ring {
     next: i64,
-    open: HashMap<u64, (i64, u64, u64)>,
+    open: HashMap<u64, Waiting>,
+}
+
+/// An unsolicited flow that has not ended: its slot, and what of it is in which sum.
+struct Waiting {
+    slot: i64,
+    sum: background::Sum,
+    packets: i64,
+    bytes: i64,
 }
 
 impl Writer {
@@ -157,6 +165,7 @@ impl Writer {
                     *ended,
                 )?;
             } else {
+                take_back(&db, &mut self.ring, flow.flow_id)?;
                 put(&db, &mut self.intern, self.run, flow, *ended)?;
             }
         }
@@ -349,20 +358,15 @@ fn put_unsolicited(
     flow: &Observed,
     ended: bool,
 ) -> rusqlite::Result<()> {
-    let (packets, bytes) = (flow.packets[0] + flow.packets[1], flow.bytes[0] + flow.bytes[1]);
-    if let Some((slot, packets_before, bytes_before)) = ring.open.get_mut(&flow.flow_id) {
-        background::add(db, flow, 0, packets.saturating_sub(*packets_before), bytes.saturating_sub(*bytes_before))?;
-        (*packets_before, *bytes_before) = (packets.max(*packets_before), bytes.max(*bytes_before));
+    let (packets, bytes) =
+        ((flow.packets[0] + flow.packets[1]).cast_signed(), (flow.bytes[0] + flow.bytes[1]).cast_signed());
+    if let Some(waiting) = ring.open.get_mut(&flow.flow_id) {
+        waiting.sum.add(db, 0, (packets - waiting.packets).max(0), (bytes - waiting.bytes).max(0))?;
+        (waiting.packets, waiting.bytes) = (packets.max(waiting.packets), bytes.max(waiting.bytes));
         db.prepare_cached(
             "UPDATE unsolicited SET last = ?3, packets = ?4, bytes = ?5 WHERE slot = ?1 AND flow_id = ?2",
         )?
-        .execute(params![
-            *slot,
-            flow.flow_id.cast_signed(),
-            flow.last,
-            packets.cast_signed(),
-            bytes.cast_signed()
-        ])?;
+        .execute(params![waiting.slot, flow.flow_id.cast_signed(), flow.last, packets, bytes])?;
         if ended {
             ring.open.remove(&flow.flow_id);
         }
@@ -396,17 +400,27 @@ fn put_unsolicited(
         rule,
         reason,
         flow.generation,
-        packets.cast_signed(),
-        bytes.cast_signed(),
+        packets,
+        bytes,
     ])?;
-    background::add(db, flow, 1, packets, bytes)?;
+    let sum = background::Sum::of(flow);
+    sum.add(db, 1, packets, bytes)?;
     if !ended {
         if ring.open.len() >= REMEMBERED {
             ring.open.clear();
         }
-        ring.open.insert(flow.flow_id, (slot, packets, bytes));
+        ring.open.insert(flow.flow_id, Waiting { slot, sum, packets, bytes });
     }
     Ok(())
+}
+
+/// A flow that was answered after all (in audit mode, or while observing), or that a later policy allows, is no unsolicited
+/// one: it would stand in both places. Where it is no longer remembered, it does.
+fn take_back(db: &Connection, ring: &mut Ring, flow_id: u64) -> rusqlite::Result<()> {
+    let Some(waiting) = ring.open.remove(&flow_id) else { return Ok(()) };
+    db.prepare_cached("DELETE FROM unsolicited WHERE slot = ?1 AND flow_id = ?2")?
+        .execute(params![waiting.slot, flow_id.cast_signed()])?;
+    waiting.sum.add(db, -1, -waiting.packets, -waiting.bytes)
 }
 
 fn flags(flow: &Observed) -> i64 {
