@@ -250,11 +250,14 @@ pub fn background(line: &BackgroundLine) -> String {
     let addresses = thousands(line.addresses);
     let passed = match line.passed {
         0 => String::new(),
+        passed if passed == line.flows => ", none of them stopped".to_owned(),
         passed => format!(", {} of them not stopped (audit)", thousands(passed)),
     };
+    // While observing nobody denies anything.
+    let what = if line.passed == line.flows { "unanswered" } else { "denied" };
     match line.port {
         Some(port) => {
-            format!("inbound denied at open {protocol}/{port}: {probes} tries, {least}{addresses} addresses{passed}")
+            format!("inbound {what} at open {protocol}/{port}: {probes} tries, {least}{addresses} addresses{passed}")
         }
         None => {
             let ports = thousands(line.ports);
