@@ -1,25 +1,31 @@
 //! From packets to a report: what a guarded host did is what its report says.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use guard_tests::{
     cases::policy,
     flows::{Flow, serve},
     guard::Guard,
     new_world,
+    servers::curl,
 };
 use serde_json::Value;
+
+const RESPONDER: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7));
 
 #[test]
 fn what_was_denied_is_reported_and_acknowledged() {
     let Some(world) = new_world("netns_review what_was_denied_is_reported") else { return };
-    let denied = Flow::new("out tcp responder 444", false);
     let allowed = Flow::new("in tcp responder 8001", false);
     let _servers = serve(&world, &[allowed]);
     let guard = Guard::start(&world, &policy("enforce")).unwrap();
     assert!(allowed.passes(&world, true));
-    assert!(!denied.passes(&world, false));
-    guard.wait_records(|record| denied.is_of(&world, record) && record["guard"]["event"] == "begin").unwrap();
+    // A program of the system's: where this one lies may make it an unusual process.
+    curl(&world.server, RESPONDER, 444, Duration::from_secs(2)).unwrap_err();
+    guard.wait_records(|record| record["guard"]["event"] == "socket_denied" && record["dest_port"] == 444).unwrap();
     // What listens may be in the store before the flows are.
     let status = guard
         .status_until(Duration::from_secs(20), |status| {
@@ -40,6 +46,8 @@ fn what_was_denied_is_reported_and_acknowledged() {
         .find(|finding| finding["direction"] == "outbound" && finding["verdict"] == "deny")
         .unwrap_or_else(|| panic!("{before:#}"));
     assert_eq!(found["kind"], "outbound_denied", "{found:#}");
+    // Its path, or its name alone where it was gone before anybody could look.
+    assert_eq!(found["program"].as_str().and_then(|program| program.rsplit('/').next()), Some("curl"), "{found:#}");
     let id = found["id"].as_str().unwrap();
     let shown = guard.ask("show", &[id]).unwrap();
     assert!(shown.stdout.contains("nearest") || shown.stdout.contains("not_listed"), "{}", shown.stdout);
