@@ -125,7 +125,7 @@ fn what_is_not_learned_is_left_out_and_named() {
     assert!(suggestion.rules.is_empty(), "{text}");
     let why: BTreeSet<Why> = suggestion.left_out.iter().map(|line| line.0).collect();
     assert_eq!(why, [Why::FlaggedProcess, Why::DenyRule, Why::Scan, Why::Unanswered].into());
-    assert!(text.contains("#     out udp/514 192.0.2.40: 1 flows"), "{text}");
+    assert!(text.contains("#     out udp/514 192.0.2.40: 1 flow,"), "{text}");
     assert!(!text.contains("- name"), "no line to paste that would let them out");
 }
 

@@ -240,7 +240,7 @@ impl Suggestion {
                 continue;
             }
             let flows: u64 = of_why.iter().map(|line| line.4.flows).sum();
-            lines.push(format!("{flows} flows {}", why.sentence()));
+            lines.push(format!("{}: {}", counted(flows), why.sentence()));
             // Knocking on closed doors is one line a protocol.
             let knocks = |line: &&&(Why, Direction, u32, IpAddr, Evidence)| {
                 line.1 == Direction::Inbound && matches!(why, Why::Unanswered | Why::Refused | Why::Denied)
@@ -262,8 +262,8 @@ impl Suggestion {
             for (protocol, (flows, services)) in doors {
                 let name = crate::record::flow::protocol_name(protocol);
                 lines.push(match services.first() {
-                    Some(one) if services.len() == 1 => format!("  in {}: {flows} flows", service_text(*one)),
-                    _ => format!("  in {name}, {} services: {flows} flows", services.len()),
+                    Some(one) if services.len() == 1 => format!("  in {}: {}", service_text(*one), counted(flows)),
+                    _ => format!("  in {name}, {} services: {}", services.len(), counted(flows)),
                 });
             }
             if of_why.len() > MOST_LEFT_OUT {
@@ -336,8 +336,8 @@ fn seen(evidence: &Evidence) -> String {
         programs => format!("by {}", programs.join(", ")),
     };
     format!(
-        "{} flows, {}, {} to {}, {by}",
-        evidence.flows,
+        "{}, {}, {} to {}, {by}",
+        counted(evidence.flows),
         bytes(evidence.bytes),
         time(evidence.first),
         time(evidence.last)
@@ -427,4 +427,8 @@ fn slug(name: &str) -> String {
         slug.insert_str(0, "seen-");
     }
     slug
+}
+
+fn counted(flows: u64) -> String {
+    if flows == 1 { "1 flow".to_owned() } else { format!("{flows} flows") }
 }
