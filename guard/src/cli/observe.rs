@@ -1,4 +1,4 @@
-use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::PathBuf};
+use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -19,15 +19,8 @@ use crate::{
     sudo guard suggest -o policy.yaml       # a policy from what was seen\n\n\
     Refused where a policy is in force: this would take its place.")]
 pub struct ObserveArgs {
-    /// Observe interfaces whose name matches (repeatable; `*` and `?`) instead of those where frames leave this host
-    #[arg(long, value_name = "PATTERN")]
-    pub interface: Vec<String>,
-    /// Leave out interfaces whose name matches (repeatable)
-    #[arg(long, value_name = "PATTERN")]
-    pub not_interface: Vec<String>,
-    /// Observe the sockets of this control group and those below it [default: the root of cgroup2]
-    #[arg(long, value_name = "PATH")]
-    pub cgroup: Option<PathBuf>,
+    #[command(flatten)]
+    pub place: run::PlaceArgs,
     #[command(flatten)]
     pub instance: InstanceArgs,
 }
@@ -58,9 +51,7 @@ pub fn run(args: &ObserveArgs, global: &Global) -> anyhow::Result<Exit> {
         policy: path,
         audit: true,
         shield: false,
-        interface: args.interface.clone(),
-        not_interface: args.not_interface.clone(),
-        cgroup: args.cgroup.clone(),
+        place: args.place.clone(),
         dry_run: false,
         cut_me: false,
         // Nothing is cut, so there is nothing to undo.

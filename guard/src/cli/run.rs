@@ -26,6 +26,20 @@ use crate::{
     store::{self, Begun, Recording},
 };
 
+/// What is guarded.
+#[derive(Clone, Debug, Args)]
+pub struct PlaceArgs {
+    /// Guard interfaces whose name matches (repeatable; `*` and `?`) instead of those where frames leave this host
+    #[arg(long, value_name = "PATTERN")]
+    pub interface: Vec<String>,
+    /// Leave out interfaces whose name matches (repeatable)
+    #[arg(long, value_name = "PATTERN")]
+    pub not_interface: Vec<String>,
+    /// Guard the sockets of this control group and those below it [default: the root of cgroup2]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+}
+
 /// Put a policy in force on this host, then record until told to stop
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -42,15 +56,8 @@ pub struct RunArgs {
     /// Also drop denied inbound packets before packet sockets see them (XDP)
     #[arg(long)]
     pub shield: bool,
-    /// Guard interfaces whose name matches (repeatable; `*` and `?`) instead of those where frames leave this host
-    #[arg(long, value_name = "PATTERN")]
-    pub interface: Vec<String>,
-    /// Leave out interfaces whose name matches (repeatable)
-    #[arg(long, value_name = "PATTERN")]
-    pub not_interface: Vec<String>,
-    /// Guard the sockets of this control group and those below it [default: the root of cgroup2]
-    #[arg(long, value_name = "PATH")]
-    pub cgroup: Option<PathBuf>,
+    #[command(flatten)]
+    pub place: PlaceArgs,
     /// Show what would be cut, and stop there
     #[arg(long)]
     pub dry_run: bool,
@@ -120,10 +127,10 @@ struct Put {
 
 fn options(args: &RunArgs) -> StartOptions {
     StartOptions {
-        include: args.interface.clone(),
-        exclude: args.not_interface.clone(),
+        include: args.place.interface.clone(),
+        exclude: args.place.not_interface.clone(),
         shield: args.shield,
-        cgroup: args.cgroup.clone(),
+        cgroup: args.place.cgroup.clone(),
     }
 }
 
