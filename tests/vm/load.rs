@@ -160,7 +160,8 @@ fn clock() -> Result<()> {
         let start = Instant::now();
         let limit = if passes { LIMIT } else { SHORT };
         while udp_reaches(&world.server, far.address, limit).is_ok() != passes {
-            ensure!(start.elapsed() < 3 * LIMIT, "{when}: it should pass: {passes}");
+            // One look may take ten seconds in an emulated kernel, and the first ones may come before the daemon's.
+            ensure!(start.elapsed() < 10 * LIMIT, "{when}: it should pass: {passes}");
         }
         println!("guard-vm: clock: {when}: right after {:?}", start.elapsed());
     }

@@ -233,6 +233,7 @@ impl Maker {
 
     fn wait(&mut self) {
         self.waits += 1;
+        let mut errors = 0;
         let time = match self.times {
             Times::Coarse if self.waits > 3 => return,
             Times::Coarse if self.random.percent(30) => 4_000 * SECOND,
@@ -244,13 +245,20 @@ impl Maker {
                 let expires = random.of(&policy.rules).expires;
                 let at = expires.map(|expires| CLOCKS.boot_time(expires)).filter(|at| *at > self.now + 3);
                 match at.filter(|at| *at < self.now + 50 * 86_400 * SECOND && random.percent(60)) {
-                    Some(at) => at - self.now - *random.of(&[1, 2, 2, 3]),
+                    Some(at) => {
+                        // An error may be the first that is heard of a flow whose rule has ended.
+                        errors = random.below(4);
+                        at - self.now - *random.of(&[1, 2, 2, 3])
+                    }
                     None => *random.of(&BOUNDS) * SECOND + *random.of(&[0, 0, 1_000_000, 2_000_000]),
                 }
             }
         };
         self.now += time;
         self.steps.push(Step::Wait(time));
+        for _ in 0..errors {
+            self.error();
+        }
     }
 
     pub fn push(&mut self, packet: Packet) {
