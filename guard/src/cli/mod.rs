@@ -38,7 +38,11 @@ use std::{
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::{daemon::state_dir::DEFAULT_ROOT, object::OBJECT_SHA256};
+use crate::{
+    daemon::state_dir::DEFAULT_ROOT,
+    kernel::{KernelError, check_instance_name},
+    object::OBJECT_SHA256,
+};
 
 /// What a command has to say to whoever called it, as an exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,12 +127,8 @@ impl InstanceArgs {
     }
 }
 
-/// Instances are directories in bpffs and in the state root: no separators, no dots at the start.
-fn instance_name(name: &str) -> Result<String, String> {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.len() > 64 || name.starts_with('.') || !name.chars().all(good) {
-        return Err("use up to 64 letters, digits, '-', '_' or '.', not beginning with '.'".to_owned());
-    }
+fn instance_name(name: &str) -> Result<String, KernelError> {
+    check_instance_name(name)?;
     Ok(name.to_owned())
 }
 
@@ -256,6 +256,7 @@ mod tests {
         assert_eq!(exit(&["guard", "no-such-command"]), Exit::Usage);
         assert_eq!(exit(&["guard", "check"]), Exit::Usage);
         assert_eq!(exit(&["guard", "status", "--instance", "../up"]), Exit::Usage);
+        assert_eq!(exit(&["guard", "status", "--instance", "web.1"]), Exit::Usage);
         assert_eq!(exit(&["guard", "--help"]), Exit::Good);
         assert_eq!(exit(&["guard", "--version"]), Exit::Good);
     }

@@ -121,7 +121,7 @@ pub fn examine(
         let name = nix::net::if_::if_indextoname(index).ok().and_then(|name| name.into_string().ok());
         name.map_or(0, |name| compiled.interface_class(&name))
     };
-    let candidate = Candidate { nodes: &compiled.nodes, policy, class: &class, now: clocks.boot_ns };
+    let candidate = Candidate { compiled: &compiled, policy, class: &class, now: clocks };
     let impact = assess(&candidate, &held, &session);
     Ok(Examined { compiled, clocks, held, session, impact })
 }
@@ -129,8 +129,7 @@ pub fn examine(
 /// Refuses what the change itself forbids: cutting the session that asks.
 pub fn permit(change: &Change<'_>, examined: &Examined) -> anyhow::Result<()> {
     if !change.cut_me {
-        let Examined { impact, held, compiled, clocks, .. } = examined;
-        spare_session(impact, held, change.policy, compiled, *clocks)?;
+        spare_session(&examined.impact)?;
     }
     Ok(())
 }

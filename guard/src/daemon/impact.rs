@@ -2,15 +2,21 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use guard_common::{Direction, Reason, Verdict, decide::Node};
+use guard_common::{Direction, Reason, Verdict};
 use serde::Serialize;
 
+use super::report::harmless;
 use crate::{
     host::{
         held::{self, HeldFlow},
         session::{Carrier, Session},
     },
-    policy::model::{Mode, Policy},
+    policy::{
+        answer::why_not,
+        compile::{Clocks, Compiled},
+        model::{FlowQuery, Mode, Policy, Rule},
+        nearest::explain,
+    },
     record::flow::protocol_name,
 };
 
@@ -38,6 +44,10 @@ pub struct Cut {
     pub local_port: u16,
     pub reason: &'static str,
     pub rule: Option<String>,
+    /// Where that rule stands.
+    pub at: Option<RulePlace>,
+    /// The allow that fails on the least, where no rule lists the flow. Left out (null) beyond [`EXPLAINED`].
+    pub nearest: Option<NearestRule>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub program: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,6 +56,39 @@ pub struct Cut {
     pub known_from: &'static str,
     /// It carries the terminal that asks.
     pub session: bool,
+}
+
+/// Where a rule stands; the same fields as in `explain --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RulePlace {
+    pub rule: String,
+    pub file: String,
+    pub line: u32,
+    pub column: u32,
+}
+
+impl RulePlace {
+    fn new(rule: &Rule) -> Self {
+        Self {
+            rule: rule.label(),
+            file: rule.place.file.display().to_string(),
+            line: rule.place.line,
+            column: rule.place.column,
+        }
+    }
+}
+
+/// A rule that does not match, and every condition that fails.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NearestRule {
+    pub at: RulePlace,
+    pub failed: Vec<Failed>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Failed {
+    pub condition: &'static str,
+    pub why: String,
 }
 
 /// What carries this terminal, and how that was found.
@@ -62,13 +105,16 @@ pub struct SessionLine {
 
 /// The tables that would decide, and the policy that they were made from.
 pub struct Candidate<'a> {
-    pub nodes: &'a [Node],
+    pub compiled: &'a Compiled,
     pub policy: &'a Policy,
     /// An interface's class in these tables, by its index.
     pub class: &'a dyn Fn(u32) -> u32,
-    /// Boot-time nanoseconds.
-    pub now: u64,
+    pub now: Clocks,
 }
+
+/// Looking for the nearest rule goes through all rules: so many looks at a rule are taken in all, this terminal's flows
+/// first (about a second).
+const EXPLAINED: usize = 20_000_000;
 
 /// Decides every held flow, and the session's carriers even where no list has them (on an interface that is not guarded
 /// they cannot be cut).
@@ -79,9 +125,10 @@ pub fn assess(candidate: &Candidate<'_>, held: &[HeldFlow], session: &Session) -
         Direction::Inbound => candidate.policy.inbound == Mode::Enforce,
         Direction::Outbound => candidate.policy.outbound == Mode::Enforce,
     };
+    let mut cut: Vec<&HeldFlow> = Vec::new();
     let mut cut_sessions: Vec<(SocketAddr, SocketAddr)> = Vec::new();
     for flow in held {
-        let decision = held::decide(candidate.nodes, flow, candidate.class, candidate.now);
+        let decision = held::decide(&candidate.compiled.nodes, flow, candidate.class, candidate.now.boot_ns);
         if decision.outcome.verdict() == Verdict::Allow {
             impact.would_keep += 1;
             continue;
@@ -96,6 +143,7 @@ pub fn assess(candidate: &Candidate<'_>, held: &[HeldFlow], session: &Session) -
             cut_sessions.push((local, remote));
         }
         let rule = decision.outcome.rule().and_then(|rule| candidate.policy.rules.get(rule as usize));
+        cut.push(flow);
         impact.would_cut.push(Cut {
             flow: flow.key.spoken(flow.direction),
             direction: flow.direction.as_str(),
@@ -105,14 +153,22 @@ pub fn assess(candidate: &Candidate<'_>, held: &[HeldFlow], session: &Session) -
             local: flow.key.local(),
             local_port: flow.key.local_port(),
             reason: decision.outcome.reason().as_str(),
-            rule: rule.map(|rule| rule.label()),
+            rule: rule.map(Rule::label),
+            at: rule.map(RulePlace::new),
+            nearest: None,
             program: flow.program.as_ref().map(|(_, program)| program.clone()),
             pid: flow.program.as_ref().map(|(pid, _)| *pid),
             known_from: flow.source.as_str(),
             session: carrier.is_some(),
         });
     }
-    impact.would_cut.sort_by_key(|cut| !cut.session);
+    let mut both: Vec<(Cut, &HeldFlow)> = impact.would_cut.into_iter().zip(cut).collect();
+    both.sort_by_key(|(cut, _)| !cut.session);
+    let explained = EXPLAINED / candidate.policy.rules.len().max(1);
+    for (cut, flow) in both.iter_mut().filter(|(cut, _)| cut.rule.is_none()).take(explained) {
+        cut.nearest = candidate.nearest(flow);
+    }
+    impact.would_cut = both.into_iter().map(|(cut, _)| cut).collect();
     impact.session = session
         .carriers
         .iter()
@@ -127,6 +183,61 @@ pub fn assess(candidate: &Candidate<'_>, held: &[HeldFlow], session: &Session) -
         })
         .collect();
     impact
+}
+
+impl Candidate<'_> {
+    fn nearest(&self, flow: &HeldFlow) -> Option<NearestRule> {
+        let query = query(flow);
+        let nearest = explain(self.policy, self.compiled, &query, self.now).nearest?;
+        let rule = self.policy.rules.get(nearest.rule)?;
+        let failed = |condition: &crate::policy::nearest::Condition| Failed {
+            condition: condition.as_str(),
+            why: why_not(rule, &query, *condition),
+        };
+        Some(NearestRule { at: RulePlace::new(rule), failed: nearest.failed.iter().map(failed).collect() })
+    }
+}
+
+/// A held flow, as `explain` asks.
+fn query(flow: &HeldFlow) -> FlowQuery {
+    let remote_port = match flow.direction {
+        Direction::Inbound if !flow.key.is_icmp() => Some(flow.key.remote_port()),
+        _ => None,
+    };
+    FlowQuery {
+        direction: flow.direction,
+        remote: flow.key.remote(),
+        remote_port,
+        local: Some(flow.key.local()),
+        service: u32::from(flow.key.protocol()) << 16 | u32::from(flow.key.service(flow.direction)),
+        interface: flow
+            .interface
+            .and_then(|index| nix::net::if_::if_indextoname(index).ok())
+            .and_then(|name| name.into_string().ok()),
+    }
+}
+
+impl Cut {
+    /// Ours, then theirs.
+    #[must_use]
+    pub fn ends(&self) -> (SocketAddr, SocketAddr) {
+        (SocketAddr::new(self.local, self.local_port), SocketAddr::new(self.remote, self.remote_port))
+    }
+
+    /// The rule that decides, or came nearest, in words.
+    #[must_use]
+    pub fn because(&self) -> String {
+        let at =
+            |place: &RulePlace| format!("\"{}\" ({}:{})", harmless(&place.rule), harmless(&place.file), place.line);
+        match (&self.at, &self.nearest) {
+            (Some(place), _) => format!("{} denies it", at(place)),
+            (None, Some(nearest)) => {
+                let failed: Vec<&str> = nearest.failed.iter().map(|failed| failed.condition).collect();
+                format!("{} fails on {}", at(&nearest.at), failed.join(" and "))
+            }
+            (None, None) => format!("no rule allows anything {}", self.direction),
+        }
+    }
 }
 
 fn spoken(carrier: &Carrier) -> String {
@@ -189,26 +300,12 @@ fn flows(count: usize) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use guard_common::decide::{Descriptor, Header, Target};
-
     use super::*;
     use crate::{
         host::{held::Source, session::Found},
-        policy::model::Essentials,
+        policy::{compile::compile, load_str, model::Essentials},
         record::flow::{Key, TCP},
     };
-
-    /// Tables that deny everything.
-    fn deny_all() -> Vec<Node> {
-        let mut nodes = vec![Node::default(); Header::FIRST_FREE as usize];
-        for node in &mut nodes[1..] {
-            // No value is inside: first > last.
-            node.0[Descriptor::FIRST] = 1;
-            node.0[Descriptor::BELOW] = Target::NOT_LISTED.0;
-            node.0[Descriptor::ABOVE] = Target::NOT_LISTED.0;
-        }
-        nodes
-    }
 
     fn policy(inbound: Mode) -> Policy {
         Policy {
@@ -259,8 +356,13 @@ mod tests {
     }
 
     fn assessed(inbound: Mode, flows: &[HeldFlow]) -> Impact {
-        let (nodes, policy) = (deny_all(), policy(inbound));
-        let candidate = Candidate { nodes: &nodes, policy: &policy, class: &|_| 0, now: 0 };
+        assessed_by(&policy(inbound), flows)
+    }
+
+    fn assessed_by(policy: &Policy, flows: &[HeldFlow]) -> Impact {
+        let now = Clocks { unix_ns: 0, boot_ns: 0 };
+        let compiled = compile(policy, now, 1).unwrap();
+        let candidate = Candidate { compiled: &compiled, policy, class: &|_| 0, now };
         assess(&candidate, flows, &session())
     }
 
@@ -278,6 +380,24 @@ mod tests {
         assert!(text.contains("sshd pid 10"), "{text}");
         assert!(text.contains("no rule lists it  <- THIS TERMINAL"), "{text}");
         assert!(text.ends_with("and 1 more (--json lists all)\n"), "{text}");
+    }
+
+    #[test]
+    fn each_cut_says_which_rule_decides_or_came_nearest() {
+        let text = "version: 1\nname: near\nmode: enforce\ninbound:\n  \
+                    - { name: ssh, from: 198.51.100.8, services: ssh }\noutbound:\n  \
+                    - { name: no web, action: deny, to: any, services: https }\n";
+        let policy = load_str("near.yaml", text).unwrap().policy;
+        let impact = assessed_by(&policy, &[held(Direction::Inbound, 4000, 22), held(Direction::Outbound, 443, 9)]);
+        let json = serde_json::to_value(&impact).unwrap();
+        let nearest = &json["would_cut"][0]["nearest"];
+        assert_eq!((&nearest["at"]["rule"], &nearest["at"]["line"]), (&"ssh".into(), &5.into()), "{json:#}");
+        assert_eq!(nearest["failed"][0]["condition"], "remote");
+        assert_eq!(nearest["failed"][0]["why"], "remote 198.51.100.7 is not in 198.51.100.8");
+        assert_eq!(impact.would_cut[0].because(), "\"ssh\" (near.yaml:5) fails on remote");
+        assert_eq!(json["would_cut"][1]["at"]["line"], 7);
+        assert!(json["would_cut"][1]["nearest"].is_null());
+        assert_eq!(impact.would_cut[1].because(), "\"no web\" (near.yaml:7) denies it");
     }
 
     #[test]

@@ -13,24 +13,25 @@ use super::{
 };
 use crate::{
     cli::{Exit, Global, check, output},
-    policy::{self, model::Policy},
+    policy::{self, diagnostics::Diagnostics, model::Policy, ready::ready},
 };
 
-/// A policy that nobody stands by to correct: the first errors, in a few words.
+/// A policy that nobody stands by to correct: its errors as text.
 pub fn read(path: &Path) -> anyhow::Result<Policy> {
-    match policy::load(path) {
-        Ok(loaded) => Ok(loaded.policy),
-        Err(found) => anyhow::bail!("{} is not valid:\n{}", path.display(), found.render(false).trim_end()),
-    }
+    Ok(ready(path).map_err(|found| invalid(path, &found))?.loaded.policy)
+}
+
+fn invalid(path: &Path, found: &Diagnostics) -> anyhow::Error {
+    anyhow::anyhow!("{} is not valid:\n{}", path.display(), found.render(false).trim_end())
 }
 
 /// A policy that a person names on the command line: what is wrong with it is shown as `check` shows it, warnings too.
 /// `Err`: it cannot be used, and that has been said.
 pub fn read_for(path: &Path, global: &Global) -> io::Result<Result<Policy, Exit>> {
-    match policy::load(path) {
-        Ok(loaded) => {
-            check::show(&loaded.warnings, true)?;
-            Ok(Ok(loaded.policy))
+    match ready(path) {
+        Ok(ready) => {
+            check::show(&ready.loaded.warnings, true)?;
+            Ok(Ok(ready.loaded.policy))
         }
         Err(found) => {
             if global.json {
@@ -48,7 +49,9 @@ pub fn read_for(path: &Path, global: &Global) -> io::Result<Result<Policy, Exit>
 pub fn load(state: &StateDir, kept: Kept) -> anyhow::Result<Option<(Manifest, Policy)>> {
     let Some(manifest) = state.manifest(kept)? else { return Ok(None) };
     let copy = state.policy_file(kept, &manifest);
-    let mut policy = audited(read(&copy)?, manifest.audit);
+    // It fitted when it was published: only what it says is wanted, not its tables.
+    let loaded = policy::load(&copy).map_err(|found| invalid(&copy, &found))?;
+    let mut policy = audited(loaded.policy, manifest.audit);
     anyhow::ensure!(
         hex(&policy.sha256) == manifest.sha256,
         "{} is not the policy that was published: its hash differs",

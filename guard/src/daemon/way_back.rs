@@ -2,17 +2,7 @@
 
 use std::{fmt::Write, time::Duration};
 
-use guard_common::Direction;
-
 use super::{impact::Impact, report::harmless};
-use crate::{
-    host::held::HeldFlow,
-    policy::{
-        compile::{Clocks, Compiled},
-        model::{FlowQuery, Policy, Rule},
-        nearest::explain,
-    },
-};
 
 /// How long a change from a remote terminal waits for `guard confirm`.
 pub const DEFAULT_WITHIN: Duration = Duration::from_secs(120);
@@ -76,13 +66,7 @@ impl Within {
 pub struct CutsSession(pub String);
 
 /// `Err` if this terminal's own session would be cut.
-pub fn spare_session(
-    impact: &Impact,
-    held: &[HeldFlow],
-    policy: &Policy,
-    compiled: &Compiled,
-    now: Clocks,
-) -> Result<(), CutsSession> {
+pub fn spare_session(impact: &Impact) -> Result<(), CutsSession> {
     if !impact.cuts_session() {
         return Ok(());
     }
@@ -97,58 +81,13 @@ pub fn spare_session(
             line.pid,
             line.found.replace('_', " ")
         );
-        let flow = held.iter().find(|flow| flow.ends() == (line.local, line.remote));
-        if let Some(flow) = flow {
-            let _ = write!(text, "\n  nearest  {}", nearest(flow, policy, compiled, now));
+        let ends = (line.local, line.remote);
+        if let Some(cut) = impact.would_cut.iter().find(|cut| cut.session && cut.ends() == ends) {
+            let _ = write!(text, "\n  nearest  {}", cut.because());
         }
     }
     text.push_str("\n  do       list it in the policy, or say --cut-me if you have another way in");
     Err(CutsSession(text))
-}
-
-/// The rule that decided, or came nearest, in words.
-#[must_use]
-pub fn nearest(flow: &HeldFlow, policy: &Policy, compiled: &Compiled, now: Clocks) -> String {
-    let query = query(flow);
-    let answer = explain(policy, compiled, &query, now);
-    let at = |rule: &Rule| {
-        format!(
-            "\"{}\" ({}:{})",
-            harmless(&rule.label()),
-            harmless(&rule.place.file.to_string_lossy()),
-            rule.place.line
-        )
-    };
-    if let Some(rule) = answer.rule.and_then(|rule| policy.rules.get(rule)) {
-        return format!("{} denies it", at(rule));
-    }
-    match answer.nearest.as_ref().and_then(|nearest| Some((policy.rules.get(nearest.rule)?, nearest))) {
-        Some((rule, nearest)) => {
-            let failed: Vec<&str> = nearest.failed.iter().map(|condition| condition.as_str()).collect();
-            format!("{} fails on {}", at(rule), failed.join(" and "))
-        }
-        None => format!("no rule allows anything {}", flow.direction.as_str()),
-    }
-}
-
-/// A held flow, as `explain` asks.
-#[must_use]
-pub fn query(flow: &HeldFlow) -> FlowQuery {
-    let remote_port = match flow.direction {
-        Direction::Inbound if !flow.key.is_icmp() => Some(flow.key.remote_port()),
-        _ => None,
-    };
-    FlowQuery {
-        direction: flow.direction,
-        remote: flow.key.remote(),
-        remote_port,
-        local: Some(flow.key.local()),
-        service: u32::from(flow.key.protocol()) << 16 | u32::from(flow.key.service(flow.direction)),
-        interface: flow
-            .interface
-            .and_then(|index| nix::net::if_::if_indextoname(index).ok())
-            .and_then(|name| name.into_string().ok()),
-    }
 }
 
 #[cfg(test)]

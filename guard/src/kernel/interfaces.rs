@@ -124,21 +124,30 @@ impl Selector {
         if self.exclude.is_match(&device.name) {
             return Why::Excluded;
         }
+        let guarded = before.is_some_and(|before| before.flags & Interface::GUARDED != 0);
+        // Why it would be guarded if it were new comes first: that it was so before is the reason only where nothing else is.
+        match self.by_selection(device, before.is_some() && !guarded) {
+            why if !why.guarded() && guarded => Why::Before,
+            why => why,
+        }
+    }
+
+    fn by_selection(&self, device: &Device, left_out_before: bool) -> Why {
         if self.include.is_match(&device.name) {
             return Why::Named;
-        }
-        if before.is_some_and(|before| before.flags & Interface::GUARDED != 0) {
-            return Why::Before;
         }
         if !self.include.is_empty() {
             return Why::NotNamed;
         }
-        let by_nature = by_nature(device, before.is_some());
-        if by_nature == Why::Port && self.ports { Why::LockedPort } else { by_nature }
+        match by_nature(device, left_out_before) {
+            Why::Port if self.ports => Why::LockedPort,
+            by_nature => by_nature,
+        }
     }
 }
 
-fn by_nature(device: &Device, known: bool) -> Why {
+/// `left_out_before`: it was known before, and not guarded.
+fn by_nature(device: &Device, left_out_before: bool) -> Why {
     match device.kind.as_str() {
         // What frames only pass through on their way to a port.
         "bridge" | "bond" | "team" | "vrf" | "openvswitch" | "batadv" | "hsr" => Why::Stacked,
@@ -146,7 +155,7 @@ fn by_nature(device: &Device, known: bool) -> Why {
         "veth" | "tun" if device.ethernet => {
             if device.master != 0 {
                 Why::Port
-            } else if known {
+            } else if left_out_before {
                 // First seen as a port, and taken out since.
                 Why::Port
             } else if device.up {
@@ -316,6 +325,20 @@ mod tests {
         let port = Device { master: 3, ..device("veth") };
         assert_eq!(plain().decide(&port, Some(&guarded)), Why::Before);
         assert_eq!(plain().decide(&device("veth"), Some(&known)), Why::Port);
+        // Down, or left out by a selection that came later: guarded all the same.
+        assert_eq!(plain().decide(&Device { up: false, ..device("veth") }, Some(&guarded)), Why::Before);
+        let others = Selector::new(&Selection { include: vec!["eth*".into()], ..Selection::default() }).unwrap();
+        assert_eq!(others.decide(&device(""), Some(&guarded)), Why::Before);
+        assert_eq!(others.decide(&Device { name: "eth0".into(), ..device("") }, Some(&guarded)), Why::Named);
+    }
+
+    #[test]
+    fn what_is_guarded_by_its_nature_says_so_at_every_look() {
+        let guarded = Interface { flags: Interface::GUARDED, ..Interface::default() };
+        for uplink in [device(""), device("veth"), Device { ethernet: false, ..device("tun") }] {
+            assert_eq!(plain().decide(&uplink, None), Why::Uplink, "{uplink:?}");
+            assert_eq!(plain().decide(&uplink, Some(&guarded)), Why::Uplink, "{uplink:?}");
+        }
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub use features::{Feature, Offers, tick_hz};
 pub use filters::{Filter, filters};
 pub use instance::{Instance, Place, preview};
 pub use interfaces::{Device, Selection, Why};
+pub use pins::check_instance_name;
 pub use publish::TableHeader;
 pub use release::release;
 pub use settings::{Options, Published, Settings};

@@ -30,11 +30,7 @@ pub struct Pins {
 impl Pins {
     /// `bpffs`: `None` is the one that is mounted, else the one to be at /sys/fs/bpf. Makes and mounts nothing.
     pub fn find(bpffs: Option<&Path>, instance: &str) -> Result<Self, KernelError> {
-        let sound = (1..=64).contains(&instance.len())
-            && instance.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
-        if !sound {
-            return Err(KernelError::InstanceName(instance.to_owned()));
-        }
+        check_instance_name(instance)?;
         let root = match bpffs {
             Some(path) => path.to_owned(),
             None => mounted().unwrap_or_else(|| PathBuf::from(DEFAULT_BPFFS)),
@@ -133,6 +129,17 @@ impl Pins {
     }
 }
 
+/// An instance's name is a directory's in bpffs, which takes no dots (kernel/bpf/inode.c, `bpf_lookup`), and in the state
+/// root.
+pub fn check_instance_name(instance: &str) -> Result<(), KernelError> {
+    let sound = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if (1..=64).contains(&instance.len()) && instance.bytes().all(sound) {
+        Ok(())
+    } else {
+        Err(KernelError::InstanceName(instance.to_owned()))
+    }
+}
+
 /// Pins so that the path names `object` from then on, whatever was pinned there.
 pub fn pin_over(object: BorrowedFd<'_>, path: &Path) -> Result<(), KernelError> {
     let failed = || KernelError::path("cannot pin", path);
@@ -174,4 +181,19 @@ fn mounted() -> Option<PathBuf> {
     } else {
         first
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_what_a_bpffs_takes() {
+        for good in ["default", "web-1", "A_b", &"x".repeat(64)] {
+            check_instance_name(good).unwrap();
+        }
+        for bad in ["", "web.1", ".", "..", "../up", "a/b", "ü", "a b", &"x".repeat(65)] {
+            assert!(matches!(check_instance_name(bad), Err(KernelError::InstanceName(_))), "{bad}");
+        }
+    }
 }
