@@ -11,5 +11,6 @@ pub mod impact;
 pub mod kept;
 pub mod report;
 pub mod run_loop;
+pub mod service_manager;
 pub mod state_dir;
 pub mod way_back;

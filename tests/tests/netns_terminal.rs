@@ -132,6 +132,80 @@ fn a_session_is_seen_through_sudo() {
     carried_through("netns_terminal sudo", "sudo", |_| "sudo -n sh".to_owned());
 }
 
+/// mosh has no connection: its server answers by UDP whoever has the key. Where nothing tells who that is (no connection
+/// tracking, nothing in guard's tables yet), the address that started it counts.
+#[test]
+fn a_session_is_seen_through_mosh() {
+    const TEST: &str = "netns_terminal mosh";
+    let Some(world) = new_world(TEST) else { return };
+    if !Path::new("/usr/bin/mosh-server").exists() {
+        return skip(TEST, "mosh-server is not installed");
+    }
+    let guard = Guard::prepare(&world, &GOOD.replace("services: ssh", "services: [ssh, udp/60001]")).unwrap();
+    let at = |name: &str| world.dir().join(name).display().to_string();
+    let wrong = at("wrong.yaml");
+    guard_tests::servers::private_file(Path::new(&wrong), GOOD).unwrap();
+    let line = |arguments: &[&str], policy: &str| {
+        let command = guard.run_command(arguments).unwrap();
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        line.replace(&guard.policy().display().to_string(), policy)
+    };
+    // What the shell under mosh does: what would be cut by both policies, the refusal, and that it is done.
+    let script = format!(
+        "#!/bin/sh\n{} > {} 2>&1\n{} > {} 2>&1\n{} > {} 2>&1\necho $? > {}\nexec sleep 60\n",
+        line(&["--dry-run", "--json"], &guard.policy().display().to_string()),
+        at("kept"),
+        line(&["--dry-run", "--json"], &wrong),
+        at("cut"),
+        line(&[], &wrong),
+        at("refused"),
+        at("code")
+    );
+    let path = at("under-mosh");
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let login = format!("{} 4000 {} 22", world.responder.v4, world.server.v4);
+    let mut server = world.operator.command("mosh-server");
+    server.args(["new", "-i", &world.server.v4.to_string(), "-p", "60001", "--", &path]);
+    server.env("SSH_CONNECTION", &login).env("LC_ALL", "C.UTF-8").env("TERM", "xterm").env("SHELL", "/bin/sh");
+    let started = guard_tests::process::run(&mut server, PASSES * 2).unwrap();
+    let text = started.text();
+    let key = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("MOSH CONNECT 60001 "))
+        .unwrap_or_else(|| panic!("{text}"));
+    // Its server starts the shell when the client has spoken.
+    let mut client = world.responder.command("script");
+    client.args(["-qfec", &format!("stty rows 24 cols 80; mosh-client {} 60001", world.server.v4), "/dev/null"]);
+    client.env("MOSH_KEY", key.trim()).env("LC_ALL", "C.UTF-8").env("TERM", "xterm").stdin(Stdio::piped());
+    let mut client = Process::spawn(&mut client).unwrap();
+    let _keyboard = client.stdin();
+    let deadline = Instant::now() + PASSES * 6;
+    let code = loop {
+        if let Ok(Ok(code)) = fs::read_to_string(at("code")).map(|text| text.trim().parse::<i32>()) {
+            break code;
+        }
+        assert!(Instant::now() < deadline, "nothing came of it: {}", client.output());
+        thread::sleep(Duration::from_millis(50));
+    };
+    let said = |name: &str| fs::read_to_string(at(name)).unwrap();
+    let json = |name: &str| -> serde_json::Value {
+        let text = said(name);
+        let line = text.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("{name}: {text}"));
+        serde_json::from_str(line).unwrap()
+    };
+    let session = &json("kept")["session"][0];
+    assert_eq!((&session["found"], &session["would_be_cut"]), (&"mosh_login".into(), &false.into()), "{session}");
+    assert_eq!(session["flow"], "in udp 198.51.100.7 -> 60001");
+    let cut = json("cut");
+    assert_eq!(cut["session"][0]["would_be_cut"], true, "{cut}");
+    assert_eq!(cut["would_cut"][0]["nearest"]["failed"][0]["condition"], "service", "{cut}");
+    let refused = said("refused");
+    assert_eq!(code, 3, "{refused}");
+    assert!(refused.contains("198.51.100.7 -> 60001") && refused.contains("fails on service"), "{refused}");
+}
+
 #[test]
 fn the_service_manager_is_told() {
     let Some(world) = new_world("netns_terminal the_service_manager") else { return };
@@ -153,6 +227,27 @@ fn the_service_manager_is_told() {
     // Not before it is true: what waits for guard may rely on it.
     assert!(!flow.passes(&world, false));
     assert_eq!(guard.status().unwrap()["enforcing"], true);
+    // A reload on request: each begins with its moment, and ends whatever came of it.
+    let monotonic = || {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+        u64::try_from(now.tv_sec()).unwrap() * 1_000_000 + u64::try_from(now.tv_nsec()).unwrap() / 1000
+    };
+    for (policy, status) in
+        [(GOOD.replace("good", "better"), "reloaded: policy better"), ("version: 2".to_owned(), "not reloaded, ")]
+    {
+        guard.write_policy(&policy).unwrap();
+        let before = monotonic();
+        daemon.signal(Signal::SIGHUP).unwrap();
+        let reloading = heard();
+        assert!(reloading.lines().any(|line| line == "RELOADING=1"), "{reloading}");
+        let time = reloading.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC=")).unwrap();
+        assert!((before..=monotonic()).contains(&time.parse().unwrap()), "{before} {reloading}");
+        let done = heard();
+        assert!(done.lines().any(|line| line == "READY=1"), "{done}");
+        let said = done.lines().find_map(|line| line.strip_prefix("STATUS=")).unwrap();
+        assert!(said.starts_with(status), "{done}");
+    }
+    assert_eq!(guard.status().unwrap()["policy"], "better");
     daemon.signal(Signal::SIGTERM).unwrap();
     let stopping = heard();
     assert!(stopping.lines().any(|line| line == "STOPPING=1"), "{stopping}");

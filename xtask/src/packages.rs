@@ -125,6 +125,7 @@ pub const NETWORK: &[Need] = &[
     program!("sudo", "sudo"),
     program!("tmux", "tmux"),
     program!("screen", "screen"),
+    program!("mosh", "mosh-server"),
 ];
 
 /// To try to get out of a guarded host, with the tools that an intruder would bring.

@@ -81,7 +81,7 @@ pub fn run(args: &InitArgs, global: &Global) -> anyhow::Result<Exit> {
 /// This session, and what listens past loopback.
 fn running() -> anyhow::Result<Running> {
     let picture = Picture::read()?;
-    let session = picture.session();
+    let session = picture.session(&[]);
     let inbound = session.carriers.iter().filter(|carrier| carrier.direction == Direction::Inbound);
     let listens = |socket: &&Socket| match socket.protocol {
         6 | 132 => socket.state == SocketState::Listen,
@@ -106,7 +106,7 @@ fn running() -> anyhow::Result<Running> {
         })
         .collect();
     Ok(Running {
-        session: inbound.map(|carrier| (carrier.remote.ip(), carrier.local.port())).collect(),
+        session: inbound.map(|carrier| (carrier.remote.ip(), carrier.protocol, carrier.local.port())).collect(),
         listening: Some(listening),
     })
 }

@@ -11,6 +11,7 @@ use crate::{
         engine::Engine,
         kept,
         run_loop::{Daemon, Ended, block_on},
+        service_manager,
         state_dir::{Kept, StateDir},
         way_back::Within,
     },
@@ -238,15 +239,15 @@ fn record(
         let mut daemon = Daemon::new(kernel, state, recorder, &mut say);
         daemon.know(put.generation, policy);
         daemon.keep(Recording::start(&state.store(), store::Limits::default(), Begun::here()));
+        let text = render_ready(&ready, policy, put, args);
         if global.json {
             output::json_line(&ready)?
         } else {
-            output::print(&render_ready(&ready, policy, put, args))?
+            output::print(&text)?
         }
-        // Without systemd there is nobody to tell.
-        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+        service_manager::ready(text.lines().last().unwrap_or_default());
         let ended = daemon.run(listener).await;
-        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+        service_manager::stopping();
         ended
     })?
 }

@@ -116,13 +116,14 @@ pub fn examine(
     let clocks = clocks();
     let compiled = compile(policy, clocks, generation)?;
     let held = picture.held(guarded, tables);
-    let session = picture.session();
+    let session = picture.session(&held);
+    let supposed = picture.supposed(&session, guarded);
     let class = |index| {
         let name = nix::net::if_::if_indextoname(index).ok().and_then(|name| name.into_string().ok());
         name.map_or(0, |name| compiled.interface_class(&name))
     };
     let candidate = Candidate { compiled: &compiled, policy, class: &class, now: clocks };
-    let impact = assess(&candidate, &held, &session);
+    let impact = assess(&candidate, held.iter().chain(&supposed), &session);
     Ok(Examined { compiled, clocks, held, session, impact })
 }
 

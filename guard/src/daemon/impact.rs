@@ -119,7 +119,11 @@ const EXPLAINED: usize = 20_000_000;
 /// Decides every held flow, and the session's carriers even where no list has them (on an interface that is not guarded
 /// they cannot be cut).
 #[must_use]
-pub fn assess(candidate: &Candidate<'_>, held: &[HeldFlow], session: &Session) -> Impact {
+pub fn assess<'a>(
+    candidate: &Candidate<'_>,
+    held: impl IntoIterator<Item = &'a HeldFlow>,
+    session: &Session,
+) -> Impact {
     let mut impact = Impact::default();
     let enforces = |direction| match direction {
         Direction::Inbound => candidate.policy.inbound == Mode::Enforce,
@@ -344,6 +348,7 @@ mod tests {
     fn session() -> Session {
         Session {
             carriers: vec![Carrier {
+                protocol: TCP,
                 local: "192.0.2.1:22".parse().unwrap(),
                 remote: "198.51.100.7:4000".parse().unwrap(),
                 direction: Direction::Inbound,

@@ -17,7 +17,7 @@ use super::{
     change::{self, Change},
     control::{Answer, DaemonStatus, Request, server},
     engine::Engine,
-    kept,
+    kept, service_manager,
     state_dir::{Kept, Lock, StateDir},
     way_back::Within,
 };
@@ -312,6 +312,7 @@ impl<'a> Daemon<'a> {
 
     /// SIGHUP: the file that runs now, read again. On any error the old policy stays.
     fn hang_up(&mut self) {
+        service_manager::reloading();
         let result = self.state.lock().map_err(anyhow::Error::from).and_then(|_lock| {
             let manifest = self.state.manifest(Kept::Active)?;
             let Some(manifest) = manifest else { anyhow::bail!("no policy is in force") };
@@ -332,14 +333,20 @@ impl<'a> Daemon<'a> {
         match result {
             Ok((changed, policy)) => {
                 self.know(changed.generation, &policy);
-                (self.say)(&format!(
+                let text = format!(
                     "reloaded: policy {}, generation {}, {} flows cut",
                     changed.policy,
                     changed.generation,
                     changed.impact.would_cut.len()
-                ));
+                );
+                (self.say)(&text);
+                service_manager::ready(&text);
             }
-            Err(error) => (self.say)(&format!("not reloaded, the old policy stays: {error:#}")),
+            Err(error) => {
+                let text = format!("not reloaded, the old policy stays: {error:#}");
+                (self.say)(&text);
+                service_manager::ready(&text);
+            }
         }
     }
 

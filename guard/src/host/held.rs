@@ -18,7 +18,7 @@ use super::{
     route::{Routes, Way},
     sock_diag::{Socket, SocketState, Sockets, has_listener},
 };
-use crate::record::flow::{Key, TCP, UDP, words};
+use crate::record::flow::{Key, TCP, has_ports, words};
 
 /// Who told of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,7 +90,7 @@ pub struct Network<'a> {
     pub guarded: &'a dyn Fn(u32) -> bool,
 }
 
-/// Flows of sockets. A connected UDP socket is a flow; an unconnected one is known only by its packets.
+/// Flows of sockets. A connected UDP or raw socket is a flow; an unconnected one does not know its peers.
 pub fn of_sockets(
     sockets: &Sockets,
     processes: &Processes,
@@ -105,7 +105,8 @@ pub fn of_sockets(
         let inbound = match socket.state {
             SocketState::SynReceived => true,
             SocketState::SynSent => false,
-            _ => has_listener(&listeners, socket.protocol, socket.local),
+            // A raw socket has no port by which it could be one that others ask.
+            _ => has_ports(socket.protocol) && has_listener(&listeners, socket.protocol, socket.local),
         };
         let Some(key) = key(socket.protocol, socket.remote, socket.local, interface.unwrap_or(socket.interface)) else {
             continue;
@@ -130,7 +131,7 @@ pub fn of_conntrack(tracked: &[Tracked], network: &Network<'_>, routes: &mut Rou
     let mut flows = Vec::new();
     for flow in tracked {
         let ours = |address: IpAddr| network.own.contains(&address);
-        // A flow that begins or ends here has a socket, or is over.
+        // A flow that begins or ends here has a socket (for UDP: `datagrams`), or is over.
         if ours(flow.original.source.ip()) || ours(flow.reply.source.ip()) {
             continue;
         }
@@ -237,17 +238,20 @@ fn v4_word(address: IpAddr) -> [u32; 4] {
 
 /// The state that a socket's flow is in; `None`: it has none.
 fn flow_state(socket: &Socket) -> Option<TcpState> {
-    if socket.remote.port() == 0 || socket.remote.ip().is_unspecified() {
+    if socket.remote.ip().is_unspecified() || (socket.remote.port() == 0 && has_ports(socket.protocol)) {
         return None;
     }
     match (socket.protocol, socket.state) {
+        (132, _) => None,
         (TCP, SocketState::Established) => Some(TcpState::Established),
         (TCP, SocketState::SynSent) => Some(TcpState::SynSent),
         (TCP, SocketState::SynReceived) => Some(TcpState::SynReceived),
         (TCP, SocketState::FinWait1 | SocketState::FinWait2 | SocketState::Closing) => Some(TcpState::FinWait),
         (TCP, SocketState::CloseWait) => Some(TcpState::CloseWait),
         (TCP, SocketState::LastAck) => Some(TcpState::LastAck),
-        (UDP | 136, SocketState::Established) => Some(TcpState::None),
+        // ICMP's flows are by query, and a raw socket does not tell which it sends.
+        (1 | 58, _) => None,
+        (_, SocketState::Established) => Some(TcpState::None),
         _ => None,
     }
 }
@@ -275,7 +279,7 @@ fn tcp_state(number: u8) -> TcpState {
 }
 
 /// The interface towards a remote: `None` if what goes there is not judged, `Some(None)` if there is no route.
-fn leaves_by(remote: IpAddr, bound: u32, network: &Network<'_>, routes: &mut Routes) -> Option<Option<u32>> {
+pub(super) fn leaves_by(remote: IpAddr, bound: u32, network: &Network<'_>, routes: &mut Routes) -> Option<Option<u32>> {
     if remote.is_loopback() || network.own.contains(&remote) {
         return None;
     }
@@ -287,7 +291,7 @@ fn leaves_by(remote: IpAddr, bound: u32, network: &Network<'_>, routes: &mut Rou
     }
 }
 
-fn key(protocol: u8, remote: SocketAddr, local: SocketAddr, interface: u32) -> Option<Key> {
+pub(super) fn key(protocol: u8, remote: SocketAddr, local: SocketAddr, interface: u32) -> Option<Key> {
     let on_link = match remote.ip() {
         IpAddr::V4(address) => address.is_link_local() || address.is_multicast() || address.is_broadcast(),
         IpAddr::V6(address) => address.is_unicast_link_local() || address.is_multicast(),
@@ -333,6 +337,9 @@ mod tests {
             socket(SocketState::TimeWait, 6, "192.0.2.1:40002", "203.0.113.9:443", 0),
             socket(SocketState::Established, 17, "192.0.2.1:40003", "192.0.2.53:53", 5),
             socket(SocketState::Close, 17, "0.0.0.0:53", "0.0.0.0:0", 6),
+            socket(SocketState::Established, 47, "192.0.2.1:0", "203.0.113.9:0", 7),
+            socket(SocketState::Close, 47, "0.0.0.0:0", "0.0.0.0:0", 8),
+            socket(SocketState::Established, 1, "192.0.2.1:0", "203.0.113.9:0", 9),
         ]);
         let processes = Processes::from_list(vec![Process {
             pid: 10,
@@ -342,7 +349,15 @@ mod tests {
         }]);
         let flows = of_sockets(&sockets, &processes, &network(&own), &mut Routes::default());
         let spoken: Vec<String> = flows.iter().map(|flow| flow.key.spoken(flow.direction)).collect();
-        assert_eq!(spoken, ["in tcp 198.51.100.7 -> 22", "out tcp 203.0.113.9:443", "out udp 192.0.2.53:53"]);
+        assert_eq!(
+            spoken,
+            [
+                "in tcp 198.51.100.7 -> 22",
+                "out tcp 203.0.113.9:443",
+                "out udp 192.0.2.53:53",
+                "out proto/47 203.0.113.9"
+            ]
+        );
         assert_eq!(flows[0].program, Some((10, "sshd".to_owned())));
         let adopted = flows[0].adopted(9, 8);
         assert_eq!((adopted.generation, adopted.tcp, adopted.socket_cookie), (0, TcpState::Established as u8, 2));

@@ -3,6 +3,7 @@
 
 pub mod cgroup;
 pub mod conntrack;
+pub mod datagrams;
 pub mod firewalls;
 pub mod held;
 pub mod identity;

@@ -6,15 +6,16 @@ use std::{
     net::IpAddr,
 };
 
-use guard_common::abi::Flow;
+use guard_common::abi::{Flow, TcpState};
 
 use super::{
     NetlinkError,
     conntrack::{self, Tracked},
+    datagrams::of_datagrams,
     held::{self, HeldFlow, Network},
     processes::Processes,
     route::{self, Routes},
-    session::{self, Session},
+    session::{self, Found, Session},
     sock_diag::{self, Sockets, SocketsError},
 };
 use crate::record::flow::Key;
@@ -66,20 +67,54 @@ impl Picture {
         let with_socket: HashSet<Key> = of_sockets.iter().map(|flow| flow.key).collect();
         let tables = tables.into_iter().filter(|(key, flow)| flow.generation != 0 || !with_socket.contains(key));
         let of_tables = held::of_tables(tables);
-        held::merge([of_sockets, held::of_conntrack(&self.tracked, &network, &mut routes), of_tables])
+        let of_datagrams = of_datagrams(&self.tracked, &self.sockets, &self.processes, &network, &mut routes);
+        let forwarded = held::of_conntrack(&self.tracked, &network, &mut routes);
+        held::merge([of_sockets, of_datagrams, forwarded, of_tables])
     }
 
-    /// What carries the terminal of this process.
+    /// Flows of the session's carriers that no list has, as they must be: they are only asked about, never adopted.
     #[must_use]
-    pub fn session(&self) -> Session {
+    pub fn supposed(&self, session: &Session, guarded: &dyn Fn(u32) -> bool) -> Vec<HeldFlow> {
+        let network = Network { own: &self.own, guarded };
+        let mut routes = Routes::default();
+        let unknown = session.carriers.iter().filter(|carrier| carrier.found == Found::MoshLogin);
+        unknown
+            .filter_map(|carrier| {
+                let interface = held::leaves_by(carrier.remote.ip(), 0, &network, &mut routes)?;
+                Some(HeldFlow {
+                    key: held::key(carrier.protocol, carrier.remote, carrier.local, interface.unwrap_or(0))?,
+                    direction: carrier.direction,
+                    interface,
+                    tcp: TcpState::None,
+                    answered: true,
+                    cookie: carrier.cookie,
+                    source: held::Source::Socket,
+                    program: Some((carrier.pid, carrier.program.clone())),
+                })
+            })
+            .collect()
+    }
+
+    /// What carries the terminal of this process. `held`: what is known of flows.
+    #[must_use]
+    pub fn session(&self, held: &[HeldFlow]) -> Session {
         let host = session::Host {
             processes: &self.processes,
             sockets: &self.sockets,
             unix_peers: &self.unix_peers,
             own: &self.own,
+            held,
+            ssh_connection: &started_with,
         };
         session::find(&host, std::process::id(), std::env::var("SSH_CONNECTION").ok().as_deref())
     }
+}
+
+/// `SSH_CONNECTION` of the environment that a process was started with.
+fn started_with(pid: u32) -> Option<String> {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let value = environment.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(b"SSH_CONNECTION="))?;
+    String::from_utf8(value.to_vec()).ok()
 }
 
 /// Whether a person sits at this command: any of its standard streams is a terminal.

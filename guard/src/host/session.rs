@@ -9,9 +9,11 @@ use std::{
 use guard_common::Direction;
 
 use super::{
+    held::HeldFlow,
     processes::{Process, Processes},
     sock_diag::{Socket, SocketState, Sockets, has_listener},
 };
+use crate::record::flow::{TCP, UDP, protocol_name};
 
 /// How a session's connection was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,10 @@ pub enum Found {
     SshConnection,
     /// The connection found first stays on this host; this one carries it (a tunnel, an agent).
     Tunnel,
+    /// The UDP socket of a mosh server, and a peer that it speaks with.
+    Mosh,
+    /// The same, whose peer is not known: the address that the mosh server was started from.
+    MoshLogin,
 }
 
 impl Found {
@@ -34,6 +40,8 @@ impl Found {
             Self::Multiplexer => "multiplexer",
             Self::SshConnection => "ssh_connection",
             Self::Tunnel => "tunnel",
+            Self::Mosh => "mosh",
+            Self::MoshLogin => "mosh_login",
         }
     }
 }
@@ -41,7 +49,10 @@ impl Found {
 /// One connection that may carry this terminal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Carrier {
+    /// TCP, or UDP of mosh.
+    pub protocol: u8,
     pub local: SocketAddr,
+    /// Port 0: not known ([`Found::MoshLogin`]).
     pub remote: SocketAddr,
     pub direction: Direction,
     pub cookie: u64,
@@ -53,10 +64,10 @@ pub struct Carrier {
 
 impl fmt::Display for Carrier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let remote = self.remote.ip();
+        let (remote, protocol) = (self.remote.ip(), protocol_name(self.protocol));
         match self.direction {
-            Direction::Inbound => write!(f, "in tcp {remote} -> {}", self.local.port())?,
-            Direction::Outbound => write!(f, "out tcp {}", self.remote)?,
+            Direction::Inbound => write!(f, "in {protocol} {remote} -> {}", self.local.port())?,
+            Direction::Outbound => write!(f, "out {protocol} {}", self.remote)?,
         }
         write!(f, " ({} {})", self.program, self.pid)
     }
@@ -89,6 +100,10 @@ pub struct Host<'a> {
     /// Peers of connected UNIX sockets, inode to inode; may be empty.
     pub unix_peers: &'a HashMap<u32, u32>,
     pub own: &'a std::collections::HashSet<IpAddr>,
+    /// Flows whose peers their sockets do not know.
+    pub held: &'a [HeldFlow],
+    /// `SSH_CONNECTION` as a process was started with it.
+    pub ssh_connection: &'a dyn Fn(u32) -> Option<String>,
 }
 
 /// How many connections inside this host are followed from a terminal to the outside.
@@ -124,7 +139,10 @@ impl Search<'_> {
             .processes
             .ancestors(pid)
             .skip(1)
-            .map(|process| self.held_by(process, found))
+            .map(|process| match self.held_by(process, found) {
+                none if none.is_empty() => self.mosh(process),
+                carriers => carriers,
+            })
             .find(|carriers| !carriers.is_empty())
             .unwrap_or_default()
     }
@@ -145,6 +163,53 @@ impl Search<'_> {
         let inbound: Vec<Carrier> =
             all.iter().filter(|carrier| carrier.direction == Direction::Inbound).cloned().collect();
         if inbound.is_empty() { all } else { inbound }
+    }
+
+    /// mosh has no connection: its server answers whoever has the key, from wherever that is. All peers that it has spoken
+    /// with lately may be the terminal's; where none is known, the one that started it is taken.
+    fn mosh(&self, process: &Process) -> Vec<Carrier> {
+        if process.program() != Some("mosh-server") {
+            return Vec::new();
+        }
+        let unconnected = |socket: &&Socket| {
+            socket.protocol == UDP
+                && socket.state == SocketState::Close
+                && process.sockets.binary_search(&self.host.sockets.holder(socket)).is_ok()
+        };
+        let mut carriers = Vec::new();
+        for socket in self.host.sockets.all.iter().filter(unconnected) {
+            let carrier = |local, remote, found| Carrier {
+                protocol: UDP,
+                local,
+                remote,
+                direction: Direction::Inbound,
+                cookie: socket.cookie,
+                pid: process.pid,
+                program: "mosh-server".to_owned(),
+                found,
+            };
+            let of_it = |flow: &&HeldFlow| {
+                flow.key.protocol() == UDP && flow.cookie == socket.cookie || {
+                    // guard's own tables may not know the socket.
+                    flow.key.protocol() == UDP
+                        && flow.cookie == 0
+                        && flow.direction == Direction::Inbound
+                        && flow.key.local_port() == socket.local.port()
+                }
+            };
+            let flows = self.host.held.iter().filter(of_it).map(HeldFlow::ends);
+            let before = carriers.len();
+            carriers.extend(flows.map(|(local, remote)| carrier(local, remote, Found::Mosh)));
+            if carriers.len() == before {
+                let login = (self.host.ssh_connection)(process.pid);
+                let login = login.as_deref().and_then(parse_ssh_connection).or(self.hint);
+                carriers.extend(login.map(|(local, remote)| {
+                    let local = SocketAddr::new(local.ip(), socket.local.port());
+                    carrier(local, SocketAddr::new(remote.ip(), 0), Found::MoshLogin)
+                }));
+            }
+        }
+        carriers
     }
 
     /// tmux and screen detach their server from the session: its clients' terminals, which it has open, lead back.
@@ -237,14 +302,15 @@ impl Search<'_> {
     }
 
     fn established(&self) -> impl Iterator<Item = &Socket> {
-        self.host.sockets.all.iter().filter(|socket| socket.protocol == 6 && socket.state == SocketState::Established)
+        self.host.sockets.all.iter().filter(|socket| socket.protocol == TCP && socket.state == SocketState::Established)
     }
 
     fn carrier(&self, socket: &Socket, process: &Process, found: Found) -> Carrier {
         Carrier {
+            protocol: TCP,
             local: socket.local,
             remote: socket.remote,
-            direction: if has_listener(self.listeners, 6, socket.local) {
+            direction: if has_listener(self.listeners, TCP, socket.local) {
                 Direction::Inbound
             } else {
                 Direction::Outbound
@@ -317,6 +383,7 @@ mod tests {
         processes: Vec<Process>,
         sockets: Vec<Socket>,
         unix_peers: HashMap<u32, u32>,
+        held: Vec<HeldFlow>,
     }
 
     impl Scene {
@@ -324,7 +391,14 @@ mod tests {
             let own: HashSet<IpAddr> = ["192.0.2.1".parse().unwrap()].into();
             let processes = Processes::from_list(self.processes.clone());
             let sockets = Sockets { all: self.sockets.clone(), ..Sockets::default() };
-            let host = Host { processes: &processes, sockets: &sockets, unix_peers: &self.unix_peers, own: &own };
+            let host = Host {
+                processes: &processes,
+                sockets: &sockets,
+                unix_peers: &self.unix_peers,
+                own: &own,
+                held: &self.held,
+                ssh_connection: &|pid| (pid == 20).then(|| "198.51.100.7 4000 192.0.2.1 22".to_owned()),
+            };
             find(&host, pid, ssh_connection)
         }
     }
@@ -341,6 +415,7 @@ mod tests {
             ],
             sockets: vec![socket("0.0.0.0:22", "0.0.0.0:0", 100), socket(SERVER, CLIENT, 101)],
             unix_peers: HashMap::new(),
+            held: Vec::new(),
         }
     }
 
@@ -413,6 +488,39 @@ mod tests {
         assert!(!scene.session(13, Some("nonsense")).is_remote());
         scene.processes[1].exe = Some("/tmp/.x".into());
         assert!(!scene.session(13, Some("198.51.100.7 4000 192.0.2.1 22")).is_remote());
+    }
+
+    #[test]
+    fn under_mosh_by_its_peers_else_by_its_login() {
+        let mut scene = ssh();
+        // mosh-server (20) left the session that started it, and has a shell (21) of its own.
+        scene.processes.extend([process(20, 1000, "mosh-server", &[600]), process(21, 20, "bash", &[])]);
+        let mut udp = socket("192.0.2.1:60001", "0.0.0.0:0", 600);
+        (udp.protocol, udp.state) = (UDP, SocketState::Close);
+        scene.sockets.push(udp);
+        let carriers = scene.session(21, None).carriers;
+        assert_eq!(carriers.len(), 1);
+        assert_eq!((carriers[0].found, carriers[0].remote), (Found::MoshLogin, "198.51.100.7:0".parse().unwrap()));
+        assert_eq!(carriers[0].to_string(), "in udp 198.51.100.7 -> 60001 (mosh-server 20)");
+
+        // The client has roamed.
+        let ends = ("203.0.113.77:5000".parse().unwrap(), "192.0.2.1:60001".parse().unwrap());
+        scene.held.push(HeldFlow {
+            key: crate::host::held::key(UDP, ends.0, ends.1, 0).unwrap(),
+            direction: Direction::Inbound,
+            interface: None,
+            tcp: guard_common::abi::TcpState::None,
+            answered: true,
+            cookie: 600,
+            source: crate::host::held::Source::Conntrack,
+            program: None,
+        });
+        let carriers = scene.session(21, None).carriers;
+        assert_eq!(carriers.len(), 1);
+        assert_eq!((carriers[0].found, carriers[0].remote), (Found::Mosh, ends.0));
+        // Any other program with such a socket is none.
+        scene.processes[5].exe = Some("/usr/sbin/named".into());
+        assert!(!scene.session(21, None).is_remote());
     }
 
     #[test]

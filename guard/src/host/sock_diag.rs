@@ -1,4 +1,4 @@
-//! Every TCP and UDP socket of this network namespace, by sock_diag (linux/inet_diag.h; IPv6-mapped addresses come out
+//! Every TCP, UDP and raw socket of this network namespace, by sock_diag (linux/inet_diag.h; IPv6-mapped addresses come out
 //! as the IPv4 addresses that are on the wire).
 
 use std::{
@@ -14,13 +14,15 @@ const INET_DIAG_REQ_PROTOCOL: u16 = 3;
 const UDIAG_SHOW_PEER: u32 = 4;
 const UNIX_DIAG_PEER: u16 = 2;
 const IPPROTO_MPTCP: u32 = 262;
+/// Asks for raw sockets (net/ipv4/raw_diag.c, since Linux 4.10); each answers with its protocol in the place of its port.
+const RAW: u8 = 255;
 /// How often a picture that changed while it was taken is taken again.
 const TRIES: usize = 4;
 
 /// One socket. `remote` is unspecified (`0.0.0.0:0`) where there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Socket {
-    /// IP protocol: 6, 17 or 136 (UDP-Lite), 132 (SCTP).
+    /// IP protocol: 6, 17 or 136 (UDP-Lite), 132 (SCTP); of a raw socket the one that it is for, without ports.
     pub protocol: u8,
     pub state: SocketState,
     pub local: SocketAddr,
@@ -105,6 +107,13 @@ pub fn sockets() -> Result<Sockets, SocketsError> {
         }
     }
     for family in [libc::AF_INET, libc::AF_INET6] {
+        match dump_inet(family as u8, RAW, None) {
+            Ok(raw) => found.all.extend(raw.into_iter().filter_map(of_protocol)),
+            Err(_) if family == libc::AF_INET => found.not_asked.push("raw"),
+            Err(_) => {}
+        }
+    }
+    for family in [libc::AF_INET, libc::AF_INET6] {
         // Since Linux 5.9; without it there is no MPTCP to diagnose either.
         if let Ok(sockets) = dump_inet(family as u8, 0, Some(IPPROTO_MPTCP)) {
             found.mptcp.extend(sockets.iter().map(|socket| ((socket.local, socket.remote), socket.inode)));
@@ -154,6 +163,15 @@ impl Sockets {
 pub fn has_listener(listeners: &HashSet<(u8, SocketAddr)>, protocol: u8, local: SocketAddr) -> bool {
     let any = |address: IpAddr| listeners.contains(&(protocol, SocketAddr::new(address, local.port())));
     any(local.ip()) || any(Ipv6Addr::UNSPECIFIED.into()) || (local.is_ipv4() && any(Ipv4Addr::UNSPECIFIED.into()))
+}
+
+/// A raw socket under its own protocol. One for TCP or UDP sends what other sockets have: it is no flow of its own.
+fn of_protocol(mut raw: Socket) -> Option<Socket> {
+    let protocol = u8::try_from(raw.local.port()).ok()?;
+    raw.protocol = protocol;
+    raw.local.set_port(0);
+    raw.remote.set_port(0);
+    (!crate::record::flow::has_ports(protocol)).then_some(raw)
 }
 
 fn dump_inet(family: u8, protocol: u8, wide_protocol: Option<u32>) -> Result<Vec<Socket>, NetlinkError> {
@@ -251,6 +269,28 @@ mod tests {
         assert!(sockets.listens(6, listener.local_addr().unwrap()));
         assert!(has_listener(&sockets.listeners(), 6, listener.local_addr().unwrap()));
         assert!(!has_listener(&sockets.listeners(), 6, client.local_addr().unwrap()));
+    }
+
+    #[test]
+    fn finds_a_raw_socket_by_its_protocol() {
+        use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+        // SAFETY: a plain system call; the descriptor is ours if there is one.
+        let socket = unsafe {
+            match libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 253) {
+                fd if fd >= 0 => OwnedFd::from_raw_fd(fd),
+                // Not root.
+                _ => return,
+            }
+        };
+        let to = nix::sys::socket::SockaddrIn::new(127, 0, 0, 1, 0);
+        nix::sys::socket::connect(socket.as_raw_fd(), &to).unwrap();
+        let sockets = sockets().unwrap();
+        if sockets.not_asked.contains(&"raw") {
+            return;
+        }
+        let found = sockets.all.iter().find(|socket| socket.protocol == 253).expect("the raw socket");
+        assert_eq!((found.state, found.remote), (SocketState::Established, "127.0.0.1:0".parse().unwrap()));
+        assert_ne!((found.inode, found.cookie), (0, 0));
     }
 
     #[test]

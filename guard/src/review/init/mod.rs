@@ -44,8 +44,8 @@ pub struct Listening {
 /// What is known of the running host, beside its files.
 #[derive(Clone, Debug, Default)]
 pub struct Running {
-    /// Remote and our port of the session that asks.
-    pub session: Vec<(IpAddr, u16)>,
+    /// Remote, protocol and our port of the session that asks.
+    pub session: Vec<(IpAddr, u8, u16)>,
     /// `None`: an image; nothing runs.
     pub listening: Option<Vec<Listening>>,
 }
@@ -115,14 +115,22 @@ impl First {
             self.not_found
                 .push("your own way in: no remote session carries this terminal; who logs in from where?".to_owned());
         }
-        let mut by_port: BTreeMap<u16, Vec<Found>> = BTreeMap::new();
-        for (address, port) in &running.session {
+        let mut by_port: BTreeMap<(u8, u16), Vec<Found>> = BTreeMap::new();
+        for (address, protocol, port) in &running.session {
             let found =
                 Found { address: *address, source: "the session that asked for this".to_owned(), will_rot: false };
-            by_port.entry(*port).or_default().push(found);
+            by_port.entry((*protocol, *port)).or_default().push(found);
         }
-        for (port, remotes) in by_port {
-            self.push("this session", Direction::Inbound, remotes, vec![tcp(port)], "your way in: add a second one");
+        for ((protocol, port), remotes) in by_port {
+            let (service, comment) = match protocol {
+                6 => (tcp(port), "your way in: add a second one"),
+                // mosh(1): its server takes the first port of these that is free.
+                _ => (
+                    "udp/60000-61000".to_owned(),
+                    "your way in, mosh: it begins with ssh, so list that too, and add a second way",
+                ),
+            };
+            self.push("this session", Direction::Inbound, remotes, vec![service], comment);
         }
     }
 

@@ -44,7 +44,7 @@ const HOST: &[(&str, &str)] = &[
 fn every_line_has_its_source() {
     let root = image(HOST);
     let running = Running {
-        session: vec![("198.51.100.7".parse().unwrap(), 22)],
+        session: vec![("198.51.100.7".parse().unwrap(), 6, 22)],
         listening: Some(vec![
             Listening { protocol: 6, port: 22, program: Some("/usr/sbin/sshd".into()) },
             Listening { protocol: 6, port: 5432, program: Some("/usr/lib/postgres\n- evil".into()) },
