@@ -25,7 +25,7 @@ use crate::{
         FLOWS_UNANSWERED_INBOUND_V6, FLOWS_UNANSWERED_OUTBOUND_V4, FLOWS_UNANSWERED_OUTBOUND_V6, FRAGMENTS_V4,
         FRAGMENTS_V6, INTERFACES, NOTES,
     },
-    parts::{ask_policy, find_tcp_socket},
+    parts::{ask_policy, find_tcp_socket, find_tcp_socket_frame},
     record::add,
     tables::SlotTables,
     verifier::forget,
@@ -33,29 +33,56 @@ use crate::{
 
 /// The host of one packet.
 ///
-/// `SKB`: there is an skb, and so a socket to ask for. Known when compiled, so that what needs one is not there without.
-pub struct Kernel<const SKB: bool> {
+/// `WITH` which context. Known when compiled, so that what needs one is not there without.
+pub struct Kernel<const WITH: u8> {
     context: *mut c_void,
     /// Anything that the verifier cannot know.
     unknown: u32,
 }
 
-impl Kernel<true> {
+/// None: for parts that ask for no socket.
+pub const NOTHING: u8 = 0;
+pub const SKB: u8 = 1;
+/// At XDP: it has no socket of its own, but others can be looked for.
+pub const FRAME: u8 = 2;
+
+impl Kernel<SKB> {
     #[inline(always)]
     pub const fn of_skb(skb: *mut c_void, unknown: u32) -> Self {
         Self { context: skb, unknown }
     }
 }
 
-impl Kernel<false> {
-    /// For parts that ask nothing of the packet's socket.
+impl Kernel<FRAME> {
+    #[inline(always)]
+    pub const fn of_frame(frame: *mut c_void, unknown: u32) -> Self {
+        Self { context: frame, unknown }
+    }
+}
+
+impl Kernel<NOTHING> {
     #[inline(always)]
     pub const fn without_packet(unknown: u32) -> Self {
         Self { context: ptr::null_mut(), unknown }
     }
 }
 
-impl<const SKB: bool> Host for Kernel<SKB> {
+impl<const WITH: u8> Kernel<WITH> {
+    /// Of the packet in the hand.
+    #[inline(always)]
+    fn find_tcp_socket(&self) -> i32 {
+        // SAFETY: each takes its program's context.
+        unsafe {
+            match WITH {
+                SKB => find_tcp_socket(self.context.cast()),
+                FRAME => find_tcp_socket_frame(self.context.cast()),
+                _ => NO_SOCKET,
+            }
+        }
+    }
+}
+
+impl<const WITH: u8> Host for Kernel<WITH> {
     type Tables = SlotTables;
 
     #[inline(always)]
@@ -88,7 +115,7 @@ impl<const SKB: bool> Host for Kernel<SKB> {
 
     #[inline(always)]
     fn socket_cookie(&mut self) -> u64 {
-        if !SKB {
+        if WITH != SKB {
             return 0;
         }
         // SAFETY: the helper takes an skb, and gives 0 where that has no socket.
@@ -97,16 +124,16 @@ impl<const SKB: bool> Host for Kernel<SKB> {
 
     #[inline(always)]
     fn tcp_socket(&mut self, _packet: &Packet, _direction: Direction) -> TcpSocket {
-        if !SKB {
-            return TcpSocket::None;
-        }
-        // The packet and its direction are in the hand.
-        // SAFETY: takes the program's context.
-        match unsafe { find_tcp_socket(self.context.cast()) } {
+        match self.find_tcp_socket() & !LIVES {
             ACCEPTED => TcpSocket::Accepted,
             CONNECTED => TcpSocket::Connected,
             _ => TcpSocket::None,
         }
+    }
+
+    #[inline(always)]
+    fn tcp_lives(&mut self, _packet: &Packet, _direction: Direction) -> bool {
+        self.find_tcp_socket() & LIVES != 0
     }
 
     #[inline(always)]
@@ -186,6 +213,11 @@ impl Ends {
 pub const NO_SOCKET: i32 = 0;
 pub const ACCEPTED: i32 = 1;
 pub const CONNECTED: i32 = 2;
+/// With either: [`Host::tcp_lives`].
+pub const LIVES: i32 = 4;
+
+/// By number (`enum` in include/net/tcp_states.h): all but TIME_WAIT (6), CLOSE (7), LISTEN (10), NEW_SYN_RECV (12).
+const LIVING: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 
 /// # Safety
 ///
@@ -195,14 +227,14 @@ pub unsafe fn tcp_socket(context: *mut c_void, packet: &Packet, direction: Direc
     let mut ends = Ends::of(packet, direction);
     // SAFETY: the caller's.
     unsafe {
-        match look_up(context, &ends, packet.family) {
-            Some(state) if state != LISTEN => {}
+        let lives = match look_up(context, &ends, packet.family) {
+            Some(state) if state != LISTEN => (LIVING >> (state & 31) & 1) as i32 * LIVES,
             _ => return NO_SOCKET,
-        }
+        };
         ends.forget_remote();
         match look_up(context, &ends, packet.family) {
-            Some(LISTEN) => ACCEPTED,
-            _ => CONNECTED,
+            Some(LISTEN) => ACCEPTED | lives,
+            _ => CONNECTED | lives,
         }
     }
 }
@@ -233,7 +265,7 @@ unsafe fn look_up(context: *mut c_void, ends: &Ends, family: u8) -> Option<u32> 
 
 macro_rules! flows {
     ($family:ty, $key:ty, $fragment_key:ty, $established:ident, $inbound:ident, $outbound:ident, $denied:ident, $fragments:ident) => {
-        impl<const SKB: bool> Flows<$family> for Kernel<SKB> {
+        impl<const WITH: u8> Flows<$family> for Kernel<WITH> {
             type Flow = *mut Flow;
 
             #[inline(always)]

@@ -128,10 +128,10 @@ macro_rules! family {
         /// The packet's flow.
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $find() -> i32 {
+        pub unsafe extern "C" fn $find(skb: *mut __sk_buff) -> i32 {
             let Some(hand) = Hand::get() else { return FAULT };
             let context = hand.context();
-            let mut host = Kernel::without_packet(context.bytes);
+            let mut host = Kernel::of_skb(skb.cast(), context.bytes);
             let (settled, absent) = (hand.settled(), hand.is_absent());
             let known =
                 judge::flow::find::<$family, _>(&mut host, &context, &hand.packet, settled, absent, &mut hand.held);
@@ -141,10 +141,10 @@ macro_rules! family {
         /// The same at XDP.
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $find_frame() -> i32 {
+        pub unsafe extern "C" fn $find_frame(frame: *mut xdp_md) -> i32 {
             let Some(hand) = Hand::get() else { return FAULT };
             let context = hand.context();
-            let mut host = Kernel::without_packet(context.bytes);
+            let mut host = Kernel::of_frame(frame.cast(), context.bytes);
             if !judge::shield::would_deny::<$family, _>(&mut host, &context, &hand.packet) {
                 // The hook has set that it is not dropped.
                 return SETTLED;
@@ -286,6 +286,15 @@ pub unsafe extern "C" fn find_tcp_socket(skb: *mut __sk_buff) -> i32 {
     let Some(hand) = Hand::get() else { return kernel::NO_SOCKET };
     // SAFETY: the caller's context.
     unsafe { kernel::tcp_socket(skb.cast(), &hand.packet, hand.context().direction) }
+}
+
+/// The same at XDP (5.2).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn find_tcp_socket_frame(frame: *mut xdp_md) -> i32 {
+    let Some(hand) = Hand::get() else { return kernel::NO_SOCKET };
+    // SAFETY: the caller's context.
+    unsafe { kernel::tcp_socket(frame.cast(), &hand.packet, hand.context().direction) }
 }
 
 /// Counts for the rule, and rings.

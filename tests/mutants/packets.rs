@@ -209,6 +209,31 @@ pub const OF_PACKETS: &[Mutant] = &[
         "TcpSocket::None if flags & SYN != 0 => return None,",
     ),
     mutant(
+        "TCP: a forged end is one",
+        JUDGE_FLOW,
+        "        && host.tcp_lives(packet, context.direction)\n",
+        "        && false\n",
+    ),
+    mutant(
+        "TCP: whoever forges begins what a socket holds",
+        JUDGE_TCP,
+        "(context.is_outbound() || !host.tcp_lives(packet, context.direction))",
+        "true",
+    ),
+    mutant("TCP: our own SYN begins nothing", JUDGE_TCP, "!(opens(flags) && outbound) && (over", "(over"),
+    mutant(
+        "table: who writes an ACK stands among the sessions",
+        JUDGE_FLOW,
+        "tcp::is_established(tcp) && flags & (Flow::ANSWERED | Flow::HELD) != 0",
+        "tcp::is_established(tcp)",
+    ),
+    mutant(
+        "table: what a socket holds stands among the strays",
+        JUDGE_FLOW,
+        "tcp::is_established(tcp) && flags & (Flow::ANSWERED | Flow::HELD) != 0",
+        "tcp::is_established(tcp) && flags & Flow::ANSWERED != 0",
+    ),
+    mutant(
         "ICMP error: about a flow of an older generation",
         JUDGE_ICMP_ERROR,
         "let holds = holds(host, context, &view)\n        && ",

@@ -9,7 +9,8 @@ use guard_common::{
     abi::{Flow, FlowKeyV4, Slot, SlotInfo, State, StateWord, VERSION},
 };
 use guard_tests::{
-    bpf::{OBJECT, Programs, lookup},
+    bpf::{OBJECT, Programs, keys, lookup},
+    frame::{ACK, SYN, TCP, ethernet_ip, ip, tcp},
     random,
 };
 
@@ -24,11 +25,12 @@ const US: [u8; 4] = [192, 0, 2, 1];
 const LISTED: [u8; 4] = [198, 51, 100, 7];
 const OTHER: [u8; 4] = [203, 0, 113, 9];
 
-/// Outbound and inbound UDP 53 with one remote.
+/// Outbound and inbound UDP and TCP 53 with one remote.
 fn programs() -> Result<Programs> {
     let remote = u32::from_be_bytes(LISTED);
     let set = Arc::new(AddressSet { v4: vec![(remote, remote)], v6: Vec::new() });
-    let services = vec![ServiceRange { first: 17 << 16 | 53, last: 17 << 16 | 53 }];
+    let services = [6, 17].map(|protocol| ServiceRange { first: protocol << 16 | 53, last: protocol << 16 | 53 });
+    let services = services.to_vec();
     let rules = [Direction::Outbound, Direction::Inbound]
         .map(|direction| random::rule(direction, Arc::clone(&set), services.clone()));
     let compiled = random::compiled(&random::policy(rules.into()), 1)?;
@@ -91,6 +93,35 @@ fn the_wire_lets_through_what_is_listed_and_its_answers() -> Result<()> {
     // Devices without an Ethernet header.
     ensure!(programs.run("wire_egress_l3", &question_two[14..], None, 1)?.return_value == NEXT);
     ensure!(programs.run("wire_egress_l3", &[0xff; 64], None, 1)?.return_value == DROP_OUTBOUND);
+    Ok(())
+}
+
+/// What somebody writes who only has an address of ours: no socket holds it, and nobody answers.
+#[test]
+fn stray_acks_take_no_room_from_sessions() -> Result<()> {
+    const PORTS: std::ops::Range<u16> = 40_000..41_000;
+    let mut programs = programs()?;
+    let segment = |inbound: bool, port, flags| {
+        let (remote, local) = ((LISTED.into(), port), (US.into(), 53));
+        let (from, to) = if inbound { (remote, local) } else { (local, remote) };
+        ethernet_ip([2; 6], [4; 6], &ip(from.0, to.0, TCP, &tcp(from, to, flags, 1, 1, b"")))
+    };
+    for port in PORTS {
+        for _ in 0..2 {
+            ensure!(programs.run("wire_ingress", &segment(true, port, ACK), None, 1)?.return_value == NEXT);
+        }
+    }
+    let held = |programs: &Programs, name| anyhow::Ok(keys::<FlowKeyV4>(programs.map(name)?)?.len());
+    let (sessions, strays) =
+        (held(&programs, "FLOWS_ESTABLISHED_V4")?, held(&programs, "FLOWS_UNANSWERED_INBOUND_V4")?);
+    ensure!((sessions, strays) == (0, PORTS.len()), "{sessions} among the sessions, {strays} unanswered");
+
+    // A session without a socket here, as one that is forwarded: known once both ends were heard.
+    ensure!(programs.run("wire_egress", &segment(false, 40_000, ACK), None, 1)?.return_value == NEXT);
+    ensure!(programs.run("wire_ingress", &segment(true, 39_999, SYN), None, 1)?.return_value == NEXT);
+    ensure!(programs.run("wire_egress", &segment(false, 39_999, SYN | ACK), None, 1)?.return_value == NEXT);
+    ensure!(programs.run("wire_ingress", &segment(true, 39_999, ACK), None, 1)?.return_value == NEXT);
+    ensure!(held(&programs, "FLOWS_ESTABLISHED_V4")? == 2);
     Ok(())
 }
 

@@ -75,6 +75,8 @@ impl Flow {
     pub const REPORTED: u16 = 1 << 2;
     /// Refused by the socket layer: no packet was ever sent.
     pub const AT_SOCKET: u16 = 1 << 3;
+    /// TCP without its handshake: a socket of this host holds the connection.
+    pub const HELD: u16 = 1 << 4;
 }
 
 /// As conntrack names them; lifetimes are conntrack's defaults.

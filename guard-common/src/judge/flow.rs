@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Direction, Reason, Verdict,
-    abi::Flow,
+    abi::{Flow, TcpState},
     decide::Outcome,
     packet::{
         Packet,
@@ -78,10 +78,20 @@ fn known<F: Family, H: Host + Flows<F>>(
     held: &mut Flow,
 ) -> Found {
     let now = host.jiffies();
-    let view = Flows::<F>::view(host, flow);
-    if lifetime::is_over(&view, packet.protocol, now, host.hz()) {
+    let mut view = Flows::<F>::view(host, flow);
+    let mut over = lifetime::is_over(&view, packet.protocol, now, host.hz());
+    if packet.protocol == TCP
+        && !matches!(table, FlowTable::Denied)
+        && tcp::is_doubtful(over, view.tcp, packet.tcp_flags, context.is_outbound())
+        && host.tcp_lives(packet, context.direction)
+    {
+        view.tcp = TcpState::Established as u8;
+        over = false;
+    }
+    if over {
         return Found::Absent(Some(table));
     }
+    view.tcp = host.forget(view.tcp.into()) as u8;
     let direction = Direction::from_u8(view.direction);
     let original = view.direction == context.direction as u8;
     let current = view.generation == context.generation;
@@ -147,10 +157,15 @@ const fn is_unanswered(table: FlowTable) -> bool {
     matches!(table, FlowTable::UnansweredInbound | FlowTable::UnansweredOutbound)
 }
 
-/// Whether a flow is kept among the established: heard from both ends.
+/// Whether a flow is kept among the established: heard from both ends. Of TCP that goes on without a handshake, a socket of
+/// ours is as good: else whoever writes an ACK could fill that table, and evict sessions from it.
 #[inline(always)]
 pub(super) const fn is_established(protocol: u8, tcp: u8, flags: u16) -> bool {
-    if protocol == TCP { tcp::is_established(tcp) } else { flags & Flow::ANSWERED != 0 }
+    if protocol == TCP {
+        tcp::is_established(tcp) && flags & (Flow::ANSWERED | Flow::HELD) != 0
+    } else {
+        flags & Flow::ANSWERED != 0
+    }
 }
 
 /// The second step, where there is none: the flow that this packet begins; not judged yet. `Some`: it begins none.
@@ -165,7 +180,7 @@ pub fn begin<H: Host>(host: &mut H, context: &Context, packet: &Packet, held: &m
         if is_icmp(packet) && packet.is(Packet::ICMP_ANSWER) {
             return Some(refused(context, Reason::IcmpAnswerUnknown));
         }
-        tcp::Beginning { direction: context.direction, state: 0, adopted: false }
+        tcp::Beginning { direction: context.direction, state: 0, adopted: false, held: false }
     };
     // LLVM would make slow calls to `memset` of a known zero.
     let zero = u64::from(host.forget(0));
@@ -178,7 +193,8 @@ pub fn begin<H: Host>(host: &mut H, context: &Context, packet: &Packet, held: &m
     // Its socket may say that the other end began it. It has been heard then: else each of these packets would find a flow
     // of which nothing ever passed, and begin it once more.
     let answered = if beginning.direction as u8 == context.direction as u8 { 0 } else { Flow::ANSWERED };
-    held.flags = adopted | answered;
+    let by_socket = if beginning.held { Flow::HELD } else { 0 };
+    held.flags = adopted | answered | by_socket;
     held.ifindex = context.ifindex;
     held.packets = [zero; 2];
     held.bytes = [zero; 2];
@@ -233,7 +249,7 @@ pub fn place<F: Family, H: Host + Flows<F>>(
     let to = if denied {
         FlowTable::Denied
     } else if is_established(packet.protocol, held.tcp, held.flags)
-        || (matches!(from, Some(FlowTable::Established)) && held.flags & Flow::ANSWERED != 0)
+        || (matches!(from, Some(FlowTable::Established)) && held.flags & (Flow::ANSWERED | Flow::HELD) != 0)
     {
         FlowTable::Established
     } else {

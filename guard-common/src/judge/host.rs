@@ -38,6 +38,13 @@ pub trait Host: Flows<super::V4> + Flows<super::V6> {
     /// second look-up with remote 0:0 tells whether our port listens. Every socket found is released.
     fn tcp_socket(&mut self, packet: &Packet, direction: Direction) -> TcpSocket;
 
+    /// Whether a socket of ours holds the connection that a TCP packet belongs to, and has not ended it: no listening one,
+    /// none that waits in TIME_WAIT, no request for one. As [`Host::tcp_socket`] otherwise. A host without sockets: never.
+    #[inline(always)]
+    fn tcp_lives(&mut self, _packet: &Packet, _direction: Direction) -> bool {
+        false
+    }
+
     /// When something was last noted, in jiffies; `None`: never, or long ago. The `NOTES` LRU map.
     fn note(&self, key: &NoteKey) -> Option<u64>;
 

@@ -33,6 +33,10 @@ pub fn would_deny<F: Family, H: Host + Flows<F>>(host: &mut H, context: &Context
             None => false,
         };
     }
+    // Of a session whose flow was forgotten: the wire knows what to do.
+    if packet.protocol == TCP && host.tcp_lives(packet, context.direction) {
+        return false;
+    }
     let (remote, _, local, local_port) = F::ends(&key);
     let service = u32::from(packet.protocol) << 16 | u32::from(local_port);
     let asked = Asked { direction: context.direction, ipv6: F::IPV6, remote, local, service };

@@ -91,6 +91,23 @@ const fn syn_ack(state: u8, original: bool) -> Step {
     }
 }
 
+#[inline(always)]
+const fn opens(flags: u8) -> bool {
+    flags & (SYN | ACK) == SYN
+}
+
+/// Whether the packet would find the connection over, and a socket that still holds it knows better
+/// ([`Host::tcp_lives`]).
+///
+/// Whoever knows the two ends can write a RST or a FIN with them: the kernel looks at its number and takes no notice, and
+/// nobody tells us. So such a packet ends a flow only as long as its socket agrees: else a SYN after it would begin a new
+/// flow, the other way round, and bar the session. Our own SYN is the socket's word already.
+#[must_use]
+#[inline(always)]
+pub const fn is_doubtful(over: bool, state: u8, flags: u8, outbound: bool) -> bool {
+    !(opens(flags) && outbound) && (over || matches!(state, TIME_WAIT | CLOSE) || (opens(flags) && state == NONE))
+}
+
 /// A flow that a packet begins here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beginning {
@@ -98,16 +115,22 @@ pub struct Beginning {
     pub state: u8,
     /// It began before guard saw it.
     pub adopted: bool,
+    /// A socket holds it.
+    pub held: bool,
 }
 
 /// Of a TCP packet without a flow. `None`: no connection begins so, and none of ours holds it.
 #[inline(always)]
 pub fn begin<H: Host + ?Sized>(host: &mut H, context: &Context, packet: &Packet) -> Option<Beginning> {
     let flags = packet.tcp_flags;
-    if flags & (SYN | ACK) == SYN {
-        return Some(Beginning { direction: context.direction, state: SYN_SENT, adopted: false });
+    let opens = opens(flags);
+    // From outside it opens nothing where a socket holds that very connection, whose flow was forgotten or evicted.
+    if opens && (context.is_outbound() || !host.tcp_lives(packet, context.direction)) {
+        return Some(Beginning { direction: context.direction, state: SYN_SENT, adopted: false, held: false });
     }
-    let state = if flags & SYN != 0 {
+    let state = if opens {
+        ESTABLISHED
+    } else if flags & SYN != 0 {
         SYN_RECEIVED
     } else if flags & RST != 0 {
         CLOSE
@@ -116,17 +139,17 @@ pub fn begin<H: Host + ?Sized>(host: &mut H, context: &Context, packet: &Packet)
     } else {
         ESTABLISHED
     };
-    let direction = match host.tcp_socket(packet, context.direction) {
-        TcpSocket::Accepted => Direction::Inbound,
-        TcpSocket::Connected => Direction::Outbound,
+    let (direction, held) = match host.tcp_socket(packet, context.direction) {
+        TcpSocket::Accepted => (Direction::Inbound, true),
+        TcpSocket::Connected => (Direction::Outbound, true),
         // Forwarded, or from a raw socket; an answer to nothing in any case where it opens or resets.
         TcpSocket::None if flags & (SYN | RST) != 0 => return None,
-        TcpSocket::None => context.direction,
+        TcpSocket::None => (context.direction, false),
     };
-    Some(Beginning { direction, state, adopted: true })
+    Some(Beginning { direction, state, adopted: true, held })
 }
 
-/// Whether both ends have been heard: such a flow is kept among the established.
+/// Past its handshake, and not reset.
 #[must_use]
 #[inline(always)]
 pub const fn is_established(state: u8) -> bool {

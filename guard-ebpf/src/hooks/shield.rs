@@ -44,7 +44,8 @@ fn passes(frame: *mut xdp_md) -> bool {
     if unsafe { parse_frame(frame, link) } != 0 {
         return true;
     }
-    if judge(hand) != SETTLED || hand.dropped == 0 {
+    // SAFETY: as above.
+    if unsafe { judge(frame, hand) } != SETTLED || hand.dropped == 0 {
         return true;
     }
     count_index(hand.counter_index(), hand.packets.into(), hand.bytes.into());
@@ -55,8 +56,12 @@ fn passes(frame: *mut xdp_md) -> bool {
 }
 
 /// Without fragments, which it leaves to the wire; otherwise as the wire.
+///
+/// # Safety
+///
+/// `frame` is the program's context.
 #[inline(always)]
-fn judge(hand: &mut Hand) -> i32 {
+unsafe fn judge(frame: *mut xdp_md, hand: &mut Hand) -> i32 {
     let v6 = match hand.packet.family {
         4 => false,
         6 => true,
@@ -65,7 +70,8 @@ fn judge(hand: &mut Hand) -> i32 {
     if hand.packet.refused != Packet::NOT_REFUSED {
         return judge_without_flow();
     }
-    let mut at = if v6 { find_frame_v6() } else { find_frame_v4() };
+    // SAFETY: each takes the program's context.
+    let mut at = unsafe { if v6 { find_frame_v6(frame) } else { find_frame_v4(frame) } };
     if at == ABSENT {
         at = begin_frame();
     }

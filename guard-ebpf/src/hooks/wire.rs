@@ -134,9 +134,10 @@ unsafe fn judge(skb: *mut __sk_buff, hand: &mut Hand) -> i32 {
             return before;
         }
     }
-    let mut at = if v6 { find_v6() } else { find_v4() };
+    // SAFETY: each takes the program's context.
+    let mut at = unsafe { if v6 { find_v6(skb) } else { find_v4(skb) } };
     if at == ABSENT {
-        // SAFETY: takes the program's context.
+        // SAFETY: as above.
         at = unsafe { begin_flow(skb) };
     }
     if at == HELD {

@@ -114,6 +114,8 @@ struct Known {
     seen: u64,
     /// Boot-time nanoseconds of the look that saw its counters move last.
     moved: u64,
+    /// What records that have ended have told of it.
+    told: Sum,
 }
 
 impl Known {
@@ -127,11 +129,30 @@ impl Known {
             ended: false,
             seen: look,
             moved: flow.first_seen,
+            told: Sum::default(),
         }
     }
 
     fn of_event(key: &Key, flow: Flow, look: u64) -> Self {
         Self { from_event: true, begun: true, ..Self::new(key, flow, look) }
+    }
+
+    /// Its end was recorded, and was none: whoever knows a session's ends can write a RST with them, and the session goes
+    /// on. What comes from here on is another record's.
+    fn go_on(&mut self, key: &Key, now: &Now) {
+        self.told = Sum { packets: self.flow.packets, bytes: self.flow.bytes };
+        self.flow_id = key.flow_id(now.boot_ns);
+        (self.begun, self.ended) = (false, false);
+    }
+
+    /// The flow, less what was told of it.
+    fn untold(&self) -> Flow {
+        let mut flow = self.flow;
+        for direction in 0..2 {
+            flow.packets[direction] = flow.packets[direction].saturating_sub(self.told.packets[direction]);
+            flow.bytes[direction] = flow.bytes[direction].saturating_sub(self.told.bytes[direction]);
+        }
+        flow
     }
 }
 
@@ -233,7 +254,7 @@ impl Tracker {
                 findings.found.push(Found {
                     finding: Finding::End(How::Evicted),
                     key: *key,
-                    flow: known.flow,
+                    flow: known.untold(),
                     flow_id: known.flow_id,
                 });
             }
@@ -274,7 +295,7 @@ impl Tracker {
                 findings.found.push(Found {
                     finding: Finding::End(How::Replaced),
                     key,
-                    flow: known.flow,
+                    flow: known.untold(),
                     flow_id: known.flow_id,
                 });
             }
@@ -284,14 +305,18 @@ impl Tracker {
             // It moved from one table to another while they were read; the fuller entry is the later one.
             return;
         }
+        let closed = flow.tcp == TcpState::TimeWait as u8 || flow.tcp == TcpState::Close as u8;
         if total(&known.flow) != total(&flow) {
             known.moved = now.boot_ns;
+            if known.ended && !closed {
+                known.go_on(&key, now);
+            }
         }
         known.flow = flow;
         known.from_event = false;
         known.seen = look;
 
-        let found = |finding, known: &Known| Found { finding, key, flow, flow_id: known.flow_id };
+        let found = |finding, known: &Known| Found { finding, key, flow: known.untold(), flow_id: known.flow_id };
         // Judged by a policy for the first time, not only tracked.
         if !known.begun && flow.generation != 0 {
             known.begun = true;
@@ -306,7 +331,6 @@ impl Tracker {
             0 => now.idle(&flow),
             _ => now.boot_ns.saturating_sub(known.moved),
         };
-        let closed = flow.tcp == TcpState::TimeWait as u8 || flow.tcp == TcpState::Close as u8;
         let over = idle > lifetime(&key, &flow);
         if !known.ended && (over || (closed && idle >= CLOSED_QUIET)) {
             known.ended = true;
@@ -428,6 +452,32 @@ mod tests {
         assert_eq!(kinds(&tracker.look([(key(1), flow(5, 2))], &at(1000))), []);
         let findings = tracker.look([], &at(1000));
         assert_eq!(findings.found[0].flow_id, id);
+    }
+
+    #[test]
+    fn what_goes_on_after_its_end_is_told_in_another_record() {
+        let mut tracker = Tracker::default();
+        let first = tracker.look([(key(1), flow(5, 9))], &at(1000)).found[0].flow_id;
+        let mut reset = flow(5, 10);
+        reset.tcp = TcpState::Close as u8;
+        let findings = tracker.look([(key(1), reset)], &at(1000 + 250 * 3));
+        assert_eq!(kinds(&findings), [Finding::End(How::Closed)]);
+        assert_eq!((findings.found[0].flow_id, findings.found[0].flow.packets), (first, [0, 10]));
+        // A late packet of a closed one is none that goes on.
+        reset.packets[1] += 1;
+        assert_eq!(kinds(&tracker.look([(key(1), reset)], &at(1000 + 250 * 4))), []);
+        // The reset was not its remote's, and the socket knew better.
+        let mut on = flow(5, 16);
+        on.last_seen = 1000 + 250 * 5;
+        let findings = tracker.look([(key(1), on)], &at(1000 + 250 * 5));
+        assert_eq!(kinds(&findings), [Finding::Begin]);
+        let (second, told) = (findings.found[0].flow_id, findings.found[0].flow.packets);
+        assert_ne!(second, first);
+        let findings = tracker.look([], &at(1000 + 250 * 6));
+        assert_eq!(kinds(&findings), [Finding::End(How::Evicted)]);
+        // Each packet is in one record but for the late one, as ever.
+        assert_eq!((findings.found[0].flow_id, findings.found[0].flow.packets, told), (second, [0, 5], [0, 5]));
+        assert_eq!(tracker.sum().packets, [0, 16]);
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct Memory<'a> {
     pub interface: Option<Interface>,
     /// Which socket of ours holds a TCP connection ([`Host::tcp_socket`]); [`guessed`], where nothing says more.
     pub sockets: fn(&Packet, Direction) -> TcpSocket,
+    /// A socket that was found has not ended its connection ([`Host::tcp_lives`]); of a guess nobody knows.
+    pub sockets_live: bool,
 }
 
 /// One family's flows and fragments.
@@ -57,14 +59,15 @@ impl<'a> Memory<'a> {
             now: boot_ns,
             interface,
             sockets: guessed,
+            sockets_live: false,
         }
     }
 
     /// The same flows, under other tables and on another interface.
     #[must_use]
     pub fn with(self, tables: Option<&[Node]>, interface: Option<Interface>) -> Memory<'_> {
-        let Self { v4, v6, notes, now, sockets, .. } = self;
-        Memory { tables, v4, v6, notes, now, interface, sockets }
+        let Self { v4, v6, notes, now, sockets, sockets_live, .. } = self;
+        Memory { tables, v4, v6, notes, now, interface, sockets, sockets_live }
     }
 
     /// Flows and fragments: what grows with a capture.
@@ -161,6 +164,10 @@ impl Host for Memory<'_> {
 
     fn tcp_socket(&mut self, packet: &Packet, direction: Direction) -> TcpSocket {
         (self.sockets)(packet, direction)
+    }
+
+    fn tcp_lives(&mut self, packet: &Packet, direction: Direction) -> bool {
+        self.sockets_live && (self.sockets)(packet, direction) != TcpSocket::None
     }
 
     fn note(&self, key: &NoteKey) -> Option<u64> {

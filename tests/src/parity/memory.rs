@@ -32,7 +32,7 @@ impl Judge for Userspace {
 
     fn begin(&mut self, _: &Scene) -> anyhow::Result<()> {
         let mut memory = Memory::new(None, None, CLOCKS.boot_ns);
-        memory.sockets = socket;
+        (memory.sockets, memory.sockets_live) = (socket, true);
         *self = Self {
             memory: Some(memory),
             word: StateWord::TRACKING,

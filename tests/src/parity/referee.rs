@@ -92,8 +92,32 @@ struct Flow {
     tcp: usize,
     answered: bool,
     adopted: bool,
+    /// A socket holds it, though nobody saw its handshake.
+    held: bool,
+    /// Where it stands: 0 among those heard from both ends, 1 and 2 among the unanswered, 3 among the denied.
+    table: u8,
     packets: [u64; 2],
     bytes: [u64; 2],
+}
+
+impl Flow {
+    fn is_denied(&self) -> bool {
+        self.judged_by != 0 && self.outcome.is_denied()
+    }
+
+    /// Where it belongs after a packet.
+    fn placed(mut self) -> Self {
+        let known = self.answered || self.held;
+        let past_handshake = "EFCLT".contains(STATES.as_bytes()[self.tcp] as char);
+        self.table = match self.ends.4 {
+            _ if self.is_denied() => 3,
+            6 if known && (past_handshake || self.table == 0) => 0,
+            6 => 1 + self.began as u8,
+            _ if self.answered => 0,
+            _ => 1 + self.began as u8,
+        };
+        self
+    }
 }
 
 struct First {
@@ -228,11 +252,12 @@ impl Judge for Referee {
         };
         let mut books = Books {
             flows: self.flows.iter().map(|flow| (flow.ends, entry(flow))).collect(),
-            tables: Vec::new(),
+            tables: self.flows.iter().map(|flow| (flow.ends, flow.table)).collect(),
             totals: self.totals.clone(),
             rules: self.rules.clone(),
         };
         books.flows.sort_by_key(|(ends, _)| *ends);
+        books.tables.sort_unstable();
         books.totals.sort_unstable();
         books.rules.sort_unstable();
         Ok(books)
@@ -269,17 +294,17 @@ impl Referee {
             return;
         }
         let ends = ends(packet, ip);
-        let found = self.flows.iter().position(|flow| flow.ends == ends);
-        if let Some(at) = found
-            && let Some(after) = self.followed(&self.flows[at].clone(), packet, ip)
-        {
-            // What cannot be leaves the state as it is.
-            self.flows[at] = after.unwrap_or_else(|| self.touched(self.flows[at].clone(), packet));
-            return;
+        if let Some(at) = self.flows.iter().position(|flow| flow.ends == ends) {
+            let flow = self.as_its_socket_has_it(self.flows[at].clone(), packet, ip);
+            if let Some(after) = self.followed(&flow, packet, ip) {
+                // What cannot be leaves the state as it is.
+                self.flows[at] = after.unwrap_or_else(|| self.touched(flow, packet)).placed();
+                return;
+            }
         }
         if let Some(began) = begins(packet, ip, ends, true) {
             self.flows.retain(|flow| flow.ends != ends);
-            let began = self.touched(began, packet);
+            let began = self.touched(began, packet).placed();
             self.flows.push(began);
         }
     }
@@ -398,13 +423,14 @@ impl Referee {
         }
         let (outcome, began) = (flow.outcome, flow.began);
         self.flows.retain(|other| other.ends != ends);
-        self.flows.push(flow);
+        self.flows.push(flow.placed());
         let dropped = outcome.is_denied() && now.enforces(began);
         (Ruling { reason: outcome.reason, rule: Some(outcome.rule), dropped, event }, began)
     }
 
     fn known(&mut self, now: Now, ip: &Ip, ends: Ends) -> Known {
         let Some(flow) = self.flows.iter().find(|flow| flow.ends == ends).cloned() else { return Known::No };
+        let flow = self.as_its_socket_has_it(flow, now.packet, ip);
         let original = flow.began == now.packet.direction;
         // Nothing of it ever passed: the other end may begin one of its own.
         let nothing_passed = flow.judged_by != 0 && flow.outcome.is_denied() && !flow.answered;
@@ -421,18 +447,34 @@ impl Referee {
         }
     }
 
+    /// Not by whoever writes a RST or a FIN does a connection end that its socket holds.
+    fn as_its_socket_has_it(&mut self, mut flow: Flow, packet: &Packet, ip: &Ip) -> Flow {
+        let Body::Tcp(flags) = ip.body else { return flow };
+        let opens = Segment::of(flags) == Segment::Syn;
+        let ended = self.is_over(&flow)
+            || "TX".contains(STATES.as_bytes()[flow.tcp] as char)
+            || (opens && STATES.as_bytes()[flow.tcp] == b'N');
+        let ours = opens && packet.direction == Direction::Outbound;
+        if ended && !ours && !flow.is_denied() && socket(flow.ends).is_some() {
+            self.coverage.count("a connection seems over, and its socket holds it");
+            flow.tcp = STATES.find('E').unwrap_or_default();
+            flow.last = self.ms();
+        }
+        flow
+    }
+
     /// A flow after this packet: `None`: it is over, or another begins; `Some(None)`: it cannot have such a packet.
     fn followed(&mut self, flow: &Flow, packet: &Packet, ip: &Ip) -> Option<Option<Flow>> {
         if self.is_over(flow) {
             self.coverage.count("a flow's idle time is over, and it begins anew");
             return None;
         }
-        let original = flow.began == packet.direction;
         let mut after = flow.clone();
+        let original = flow.began == packet.direction;
         match ip.body {
             Body::Tcp(flags) => {
                 let line = NEXT.iter().find(|line| line.0 == Segment::of(flags) && line.1 == original);
-                match line.and_then(|line| line.2.chars().nth(flow.tcp))? {
+                match line.and_then(|line| line.2.chars().nth(after.tcp))? {
                     '!' => return None,
                     '-' => return Some(None),
                     state => after.tcp = STATES.find(state)?,
@@ -540,6 +582,10 @@ enum Known {
     Impossible,
 }
 
+fn socket(ends: Ends) -> Option<super::Held> {
+    held().into_iter().find(|held| (held.remote, held.local) == ((ends.0, ends.1), (ends.2, ends.3)))
+}
+
 fn is_icmp(ip: &Ip) -> bool {
     ip.protocol == if ip.source.is_ipv4() { 1 } else { 58 }
 }
@@ -561,7 +607,7 @@ fn on_link(address: IpAddr) -> bool {
 
 /// The flow that a packet begins, if it can begin one.
 fn begins(packet: &Packet, ip: &Ip, ends: Ends, tracking: bool) -> Option<Flow> {
-    let (mut began, mut adopted, mut tcp) = (packet.direction, tracking, 'N');
+    let (mut began, mut adopted, mut tcp, mut is_held) = (packet.direction, tracking, 'N', false);
     match ip.body {
         Body::Answer => return None,
         Body::Tcp(flags) => {
@@ -573,10 +619,15 @@ fn begins(packet: &Packet, ip: &Ip, ends: Ends, tracking: bool) -> Option<Flow> 
                 Segment::Fin => 'F',
                 Segment::Rst => 'X',
             };
-            if segment != Segment::Syn {
+            let socket = socket(ends);
+            // What a socket holds, nobody outside begins.
+            let of_held = segment == Segment::Syn && packet.direction == Direction::Inbound && socket.is_some();
+            if of_held {
+                tcp = 'E';
+            }
+            if segment != Segment::Syn || of_held {
                 adopted = true;
-                let socket =
-                    held().into_iter().find(|held| (held.remote, held.local) == ((ends.0, ends.1), (ends.2, ends.3)));
+                is_held = socket.is_some();
                 match socket {
                     Some(held) if held.accepted => began = Direction::Inbound,
                     Some(_) => began = Direction::Outbound,
@@ -599,6 +650,8 @@ fn begins(packet: &Packet, ip: &Ip, ends: Ends, tracking: bool) -> Option<Flow> 
         tcp: STATES.find(tcp)?,
         answered: false,
         adopted,
+        held: is_held,
+        table: u8::MAX,
         packets: [0; 2],
         bytes: [0; 2],
     })

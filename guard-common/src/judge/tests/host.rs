@@ -40,6 +40,8 @@ pub struct Memory {
     pub notes: HashMap<NoteKey, u64>,
     pub interface: Option<Interface>,
     pub socket: TcpSocket,
+    /// The socket has not ended the connection.
+    pub lives: bool,
     /// Inserts fail.
     pub full: bool,
     pub now: u64,
@@ -89,6 +91,7 @@ impl Memory {
             notes: HashMap::new(),
             interface: Some(Interface { flags: Interface::GUARDED, class: [0; 3] }),
             socket: TcpSocket::None,
+            lives: false,
             full: false,
             now: 1000 * SECOND,
             context: Context {
@@ -158,6 +161,10 @@ impl Host for Memory {
 
     fn tcp_socket(&mut self, _: &Packet, _: Direction) -> TcpSocket {
         self.socket
+    }
+
+    fn tcp_lives(&mut self, _: &Packet, _: Direction) -> bool {
+        self.lives
     }
 
     fn note(&self, key: &NoteKey) -> Option<u64> {
