@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use guard_tests::{
-    echo::{Echo, tcp_reaches, udp_reaches},
+    echo::{Echo, connect, speaks, tcp_reaches, udp_reaches},
     flows::{NOTHING, PASSES},
     frame::TCP,
     guard::Guard,
@@ -71,6 +71,78 @@ fn a_forwarded_packet_is_judged_twice() {
         assert_eq!(reach(NOTHING), [false; 4], "listed one way only: {inbound}{outbound}");
         assert_eq!(witness.count(|packet| packet.destination_port == 9000), 0, "{inbound}{outbound}");
     }
+}
+
+/// A router with address translation both ways, by nftables, whose connection tracking knew its flows before guard came:
+/// each is two, as its packets look on either side, and goes on exactly where both are listed.
+#[test]
+fn what_is_forwarded_with_nat_is_known_before_the_start() {
+    let Some(world) = new_world("netns_forward what_is_forwarded_with_nat") else { return };
+    world.server.sysctl("ipv4/ip_forward", "1").unwrap();
+    world
+        .client
+        .ip(&format!("route add 203.0.113.9/32 via {} dev eth1 src {}\n", World::BACK_V4[0], World::BACK_V4[1]))
+        .unwrap();
+    let (server, inside) = (world.server.v4, World::BACK_V4[1]);
+    let mut nft = world.operator.command("nft");
+    nft.arg(format!(
+        "add table ip nat; add chain ip nat out {{ type nat hook postrouting priority 100; }};
+         add rule ip nat out oifname eth0 masquerade;
+         add chain ip nat in {{ type nat hook prerouting priority -100; }};
+         add rule ip nat in iifname eth0 tcp dport 8080 dnat to {inside}:9005"
+    ));
+    let set = run(&mut nft, PASSES).unwrap();
+    assert!(set.good(), "{}", set.text());
+    let outside = Echo::tcp(&world.intruder, world.intruder.v4.into(), 9000).unwrap();
+    let _behind = Echo::tcp(&world.client, inside.into(), 9005).unwrap();
+    let _server = Echo::udp(&world.server, server.into(), 9100).unwrap();
+    let mut out = connect(&world.client, outside.address, PASSES).unwrap();
+    let mut in_ = connect(&world.intruder, (server, 8080).into(), PASSES).unwrap();
+    speaks(&mut out).unwrap();
+    speaks(&mut in_).unwrap();
+    udp_reaches(&world.responder, (server, 9100).into(), PASSES).unwrap();
+
+    // What a policy that lists nothing would cut.
+    let mut guard = Guard::prepare(&world, &policy("", "")).unwrap();
+    let mut dry = guard.run_command(&["--dry-run", "--json"]).unwrap();
+    let ended = run(&mut dry, PASSES * 4).unwrap();
+    let line = ended.stdout.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("{}", ended.text()));
+    let json: serde_json::Value = serde_json::from_str(line).unwrap();
+    let mut tracked: Vec<[String; 3]> = json["would_cut"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|cut| cut["known_from"] == "conntrack")
+        .map(|cut| ["flow", "local", "program"].map(|field| cut[field].as_str().unwrap_or("-").to_owned()))
+        .collect();
+    tracked.sort();
+    let program = std::env::current_exe().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+    let expected = [
+        [format!("in tcp {inside} -> 9000"), "203.0.113.9".into(), "-".into()],
+        ["in tcp 203.0.113.9 -> 8080".into(), server.to_string(), "-".into()],
+        // Whose socket is not connected, and so does not know its peer.
+        ["in udp 198.51.100.7 -> 9100".into(), server.to_string(), program],
+        ["out tcp 203.0.113.9:9000".into(), server.to_string(), "-".into()],
+        [format!("out tcp {inside}:9005"), "203.0.113.9".into(), "-".into()],
+    ];
+    let mut expected = expected.to_vec();
+    expected.sort();
+    assert_eq!(tracked, expected, "{json:#}");
+
+    let listed = policy(
+        "{ name: in, from: any, services: [tcp/9000, tcp/8080, udp/9100] }",
+        "{ name: out, to: any, services: [tcp/9000, tcp/9005] }",
+    );
+    guard.write_policy(&listed).unwrap();
+    guard.run(&[]).unwrap();
+    assert_eq!(guard.status().unwrap()["enforcing"], true);
+    speaks(&mut out).unwrap();
+    speaks(&mut in_).unwrap();
+    let ended = guard.reload(&listed.replace(", tcp/9005", ""), &[]).unwrap();
+    assert!(ended.good(), "{}", ended.text());
+    speaks(&mut out).unwrap();
+    in_.set_read_timeout(Some(NOTHING)).unwrap();
+    assert!(speaks(&mut in_).is_err(), "one side of it is listed no longer");
 }
 
 /// A container as every runtime makes it: a veth pair, one end on a bridge of the host, its traffic masqueraded.

@@ -126,6 +126,7 @@ pub const NETWORK: &[Need] = &[
     program!("tmux", "tmux"),
     program!("screen", "screen"),
     program!("mosh", "mosh-server"),
+    program!("wireshark-common", "editcap"),
 ];
 
 /// To try to get out of a guarded host, with the tools that an intruder would bring.

@@ -169,3 +169,129 @@ fn nearest_range<T: Copy + Ord + std::ops::Sub<Output = T>>(ranges: &[(T, T)], a
         (None, after) => after,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{compile::compile, load_str};
+
+    const NOW: Clocks = Clocks { unix_ns: 1_800_000_000_000_000_000, boot_ns: 1_000 };
+
+    /// Which allow comes nearest, and on what it fails.
+    fn nearest(inbound: &[&str], outbound: &[&str], flow: &str) -> Option<(String, Vec<&'static str>)> {
+        let list = |rules: &[&str]| rules.iter().map(|rule| format!("  - {{ {rule} }}\n")).collect::<String>();
+        let side = |name: &str, rules: &[&str]| match rules {
+            [] => format!("{name}: []\n"),
+            rules => format!("{name}:\n{}", list(rules)),
+        };
+        let text =
+            format!("version: 1\nname: n\nmode: enforce\n{}{}", side("inbound", inbound), side("outbound", outbound));
+        let policy = load_str("n.yaml", &text).unwrap_or_else(|found| panic!("{}", found.render(false))).policy;
+        let compiled = compile(&policy, NOW, 1).unwrap();
+        let nearest = explain(&policy, &compiled, &flow.parse().unwrap(), NOW).nearest?;
+        let failed = nearest.failed.iter().map(|condition| condition.as_str()).collect();
+        Some((policy.rules[nearest.rule].label(), failed))
+    }
+
+    fn is(found: Option<(String, Vec<&'static str>)>, rule: &str, failed: &[&str]) {
+        assert_eq!(found, Some((rule.to_owned(), failed.to_vec())));
+    }
+
+    const FAR: &str = "name: far, to: 192.0.2.1, services: tcp/443";
+
+    #[test]
+    fn fewer_failed_conditions_are_nearer() {
+        let service = "name: service, to: 203.0.113.9, services: tcp/80";
+        is(nearest(&[], &[FAR, service], "out tcp 203.0.113.9:81"), "service", &["service"]);
+        is(nearest(&[], &[FAR], "out tcp 203.0.113.9:81"), "far", &["remote", "service"]);
+    }
+
+    #[test]
+    fn of_as_many_the_one_that_takes_less_to_mend() {
+        let remote = "name: remote, to: 203.0.113.8, services: tcp/81";
+        let service = "name: service, to: 203.0.113.9, services: tcp/80";
+        let local = "name: local, to: 203.0.113.9, services: tcp/81, local: 192.0.2.7";
+        let interface = "name: interface, to: 203.0.113.9, services: tcp/81, interface: eth9";
+        let expired = "name: expired, to: 203.0.113.9, services: tcp/81, expires: 2020-01-01T00:00:00Z";
+        let flow = "out tcp 203.0.113.9:81";
+        let all = [remote, service, local, interface, expired];
+        let conditions = ["remote", "service", "local", "interface", "expiry"];
+        for until in 1..=all.len() {
+            let name = conditions[until - 1];
+            is(nearest(&[], &all[..until], flow), if name == "expiry" { "expired" } else { name }, &[name]);
+        }
+    }
+
+    #[test]
+    fn another_direction_is_further_than_all_else() {
+        let inbound = "name: in, from: 203.0.113.9, services: tcp/81";
+        is(nearest(&[inbound], &[FAR], "out tcp 203.0.113.9:81"), "far", &["remote", "service"]);
+        is(nearest(&[inbound], &[], "out tcp 203.0.113.9:81"), "in", &["direction"]);
+    }
+
+    #[test]
+    fn of_the_same_conditions_the_nearest_address_then_the_nearest_service_then_the_first() {
+        let rule = |name: &str, to: &str, services: &str| format!("name: {name}, to: {to}, services: {services}");
+        let pick = |rules: &[String], flow: &str| {
+            nearest(&[], &rules.iter().map(String::as_str).collect::<Vec<_>>(), flow).unwrap().0
+        };
+        let [below, above] = [rule("below", "203.0.113.0/29", "https"), rule("above", "203.0.113.12", "https")];
+        assert_eq!(pick(&[below.clone(), above.clone()], "out tcp 203.0.113.9:443"), "below");
+        assert_eq!(pick(&[below, above], "out tcp 203.0.113.11:443"), "above");
+        let [ip4, ip6] = [rule("four", "203.0.113.1", "https"), rule("six", "\"2001:db8::1\"", "https")];
+        assert_eq!(pick(&[ip4.clone(), ip6.clone()], "out tcp [2001:db8:ffff::1]:443"), "six");
+        assert_eq!(pick(&[ip6, ip4], "out tcp 203.0.113.200:443"), "four");
+        let at = |name, services| rule(name, "203.0.113.9", services);
+        let [udp, low, high] = [at("udp", "udp/443"), at("low", "tcp/400"), at("high", "tcp/500")];
+        assert_eq!(pick(&[udp.clone(), low.clone(), high.clone()], "out tcp 203.0.113.9:443"), "low");
+        assert_eq!(pick(&[udp.clone(), low.clone(), high], "out tcp 203.0.113.9:460"), "high");
+        let again = at("again", "tcp/400");
+        assert_eq!(pick(&[low, again], "out tcp 203.0.113.9:443"), "low");
+        assert_eq!(pick(&[udp], "out tcp 203.0.113.9:443"), "udp");
+    }
+
+    #[test]
+    fn none_where_nothing_allows_or_a_rule_decides() {
+        assert_eq!(nearest(&[], &[], "out tcp 203.0.113.9:81"), None);
+        let deny = "name: no, action: deny, to: any, services: any";
+        assert_eq!(nearest(&[], &[FAR, deny], "out tcp 203.0.113.9:81"), None);
+        assert_eq!(nearest(&[], &[FAR], "out tcp 192.0.2.1:443"), None);
+        // A deny is never the nearest: it would not help to mend it.
+        let other = "name: other, action: deny, to: 203.0.113.9, services: tcp/82";
+        is(nearest(&[], &[other, FAR], "out tcp 203.0.113.9:81"), "far", &["remote", "service"]);
+    }
+
+    #[test]
+    fn an_allow_that_a_deny_overrules_is_named() {
+        let text = "version: 1\nname: n\nmode: enforce\ninbound: []\noutbound:\n  \
+                    - { name: web, to: any, services: https }\n  \
+                    - { name: no, action: deny, to: 203.0.113.9, services: any }\n";
+        let policy = load_str("n.yaml", text).unwrap().policy;
+        let compiled = compile(&policy, NOW, 1).unwrap();
+        let overruled = |flow: &str| explain(&policy, &compiled, &flow.parse().unwrap(), NOW).overruled;
+        assert_eq!(overruled("out tcp 203.0.113.9:443"), Some(0));
+        assert_eq!(overruled("out tcp 203.0.113.9:80"), None);
+        assert_eq!(overruled("out tcp 203.0.113.10:443"), None);
+    }
+
+    #[test]
+    fn the_nearest_range_is_found_on_either_side() {
+        let ranges = [(10u32, 20), (40, 50)];
+        for (address, expected) in [
+            (0, (10, 20)),
+            (10, (10, 20)),
+            (20, (10, 20)),
+            (29, (10, 20)),
+            (31, (40, 50)),
+            (45, (40, 50)),
+            (99, (40, 50)),
+        ] {
+            assert_eq!(nearest_range(&ranges, address), Some(expected), "{address}");
+        }
+        assert_eq!(nearest_range::<u32>(&[], 7), None);
+        let set = AddressSet { v4: vec![(10, 20)], v6: Vec::new() };
+        assert_eq!(gap(&set, IpAddr::V4(5.into())), 5);
+        assert_eq!(gap(&set, IpAddr::V4(25.into())), 5);
+        assert_eq!(gap(&set, "2001:db8::1".parse().unwrap()), u128::MAX);
+    }
+}

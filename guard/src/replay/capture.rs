@@ -71,8 +71,11 @@ impl Reader {
         self.broken.as_ref()
     }
 
-    /// The next packet; `None` at the end.
+    /// The next packet; `None` at the end, and from the first packet on that cannot be read: libpcap would go on behind it.
     pub fn next_frame(&mut self) -> Option<Frame<'_>> {
+        if self.broken.is_some() {
+            return None;
+        }
         match self.capture.next_packet() {
             Ok(packet) => {
                 let time = packet.header.ts;
