@@ -18,6 +18,7 @@ pub mod reload;
 pub mod replay;
 pub mod replay_flows;
 pub mod report;
+pub mod review;
 pub mod rollback;
 pub mod run;
 pub mod show;
@@ -148,6 +149,7 @@ pub enum Command {
     Status(status::StatusArgs),
     Flows(flows::FlowsArgs),
     Report(report::ReportArgs),
+    Review(review::ReviewArgs),
     Show(show::ShowArgs),
     Ack(ack::AckArgs),
     Unack(ack::UnackArgs),
@@ -201,6 +203,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Status(args) => status::run(&args, global),
         Command::Flows(args) => flows::run(&args, global),
         Command::Report(args) => report::run(&args, global),
+        Command::Review(args) => review::run(&args, global),
         Command::Show(args) => show::run(&args, global),
         Command::Ack(args) => ack::run(&args, global),
         Command::Unack(args) => ack::run_unack(&args, global),

@@ -148,7 +148,7 @@ pub fn run(args: &ReplayArgs, global: &Global) -> anyhow::Result<Exit> {
 }
 
 /// On a terminal, by bytes of the file.
-fn progress(size: Option<u64>) -> ProgressBar {
+pub(super) fn progress(size: Option<u64>) -> ProgressBar {
     let Some(size) = size.filter(|_| io::stderr().is_terminal()) else { return ProgressBar::hidden() };
     let bar = ProgressBar::new(size);
     if let Ok(style) = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {eta}") {

@@ -28,6 +28,15 @@ pub struct ReportArgs {
     /// State directories (or copies of them) to report on together
     #[arg(long, value_name = "DIR", num_args = 1..)]
     pub from: Vec<PathBuf>,
+    #[command(flatten)]
+    pub form: FormArgs,
+    #[command(flatten)]
+    pub instance: InstanceArgs,
+}
+
+/// How a report is written.
+#[derive(Clone, Debug, Args)]
+pub struct FormArgs {
     /// Everything, however much it is
     #[arg(long)]
     pub all: bool,
@@ -37,8 +46,6 @@ pub struct ReportArgs {
     /// As one page that needs nothing else
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
-    #[command(flatten)]
-    pub instance: InstanceArgs,
 }
 
 pub fn run(args: &ReportArgs, global: &Global) -> anyhow::Result<Exit> {
@@ -49,28 +56,30 @@ pub fn run(args: &ReportArgs, global: &Global) -> anyhow::Result<Exit> {
     } else {
         report::of_directories(&args.from, since, now)?
     };
-    if let Some(path) = &args.html {
-        write_new(path, &render::html::render(&report))?;
-    }
-    show(&report, args, global)?;
-    Ok(if report.findings.is_empty() { Exit::Good } else { Exit::No })
+    args.form.show(&report, &args.instance.suffix(), global)
 }
 
-fn show(report: &Report, args: &ReportArgs, global: &Global) -> anyhow::Result<()> {
-    if global.json {
-        json_line(&render::json::render(report))?;
-    } else if args.markdown {
-        print(&render::markdown::render(report))?;
-    } else if let Some(path) = &args.html {
-        print(&format!(
-            "{} to review: {}",
-            report.findings.len(),
-            super::output::escape_line(&path.display().to_string())
-        ))?;
-    } else {
-        print(&render::text::render(report, &args.instance.suffix(), args.all, Style::stdout()))?;
+impl FormArgs {
+    /// As it was asked for. `suffix`: what a pasted command needs, to reach the same guard.
+    pub fn show(&self, report: &Report, suffix: &str, global: &Global) -> anyhow::Result<Exit> {
+        if let Some(path) = &self.html {
+            write_new(path, &render::html::render(report))?;
+        }
+        if global.json {
+            json_line(&render::json::render(report))?;
+        } else if self.markdown {
+            print(&render::markdown::render(report))?;
+        } else if let Some(path) = &self.html {
+            print(&format!(
+                "{} to review: {}",
+                report.findings.len(),
+                super::output::escape_line(&path.display().to_string())
+            ))?;
+        } else {
+            print(&render::text::render(report, suffix, self.all, Style::stdout()))?;
+        }
+        Ok(if report.findings.is_empty() { Exit::Good } else { Exit::No })
     }
-    Ok(())
 }
 
 /// Beside its place, then into it: whoever looks never sees half a page.

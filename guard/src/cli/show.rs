@@ -234,7 +234,8 @@ impl Shown {
     }
 }
 
-fn flow_json(flow: &Observed) -> serde_json::Value {
+/// One flow, for programs.
+pub fn flow_json(flow: &Observed) -> serde_json::Value {
     let hex: String = flow.head.iter().map(|byte| format!("{byte:02x}")).collect();
     serde_json::json!({
         "flow_id": flow.flow_id,
@@ -263,7 +264,8 @@ fn flow_json(flow: &Observed) -> serde_json::Value {
     })
 }
 
-fn line(flow: &Observed) -> String {
+/// One flow, for people.
+pub fn line(flow: &Observed) -> String {
     let from = format!("{}:{}", flow.key.local(), flow.key.local_port());
     format!(
         "{}  {}  {}  at {from}  {} out, {} in{}{}",

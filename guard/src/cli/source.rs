@@ -1,6 +1,7 @@
 //! Where recorded flows come from: files of any kind that is known, or this host's own store.
 
 use std::{
+    cell::Cell,
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
@@ -22,8 +23,8 @@ use crate::{
 /// `--from` and what goes with it.
 #[derive(Clone, Debug, Args)]
 pub struct FromArgs {
-    /// Captures (pcap, pcapng), Zeek's conn.log, Suricata's eve.json, guard's flows.jsonl, AWS VPC flow logs; `-` reads a
-    /// log from standard input
+    /// Captures (pcap, pcapng), Zeek's conn.log, Suricata's eve.json, guard's flows.jsonl, AWS VPC flow logs, each also
+    /// in gzip; `-` reads standard input
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub from: Vec<PathBuf>,
     /// Our addresses, of what is read from files (repeatable)
@@ -81,7 +82,7 @@ pub fn flows(
     each: &mut dyn FnMut(Observed),
 ) -> anyhow::Result<Read> {
     if !from.from.is_empty() {
-        return of_files(&from.from, &from.local, since, each).map(Read::Files);
+        return of_files(&from.from, &from.local, None, since, each).map(Read::Files);
     }
     let directory = instance.state_dir();
     let path = directory.join(store::FILE);
@@ -94,7 +95,7 @@ pub fn flows(
                 directory.display()
             );
         }
-        return of_files(&files, &from.local, since, each).map(Read::Records);
+        return of_files(&files, &from.local, None, since, each).map(Read::Records);
     };
     reader.hold()?;
     let span = Span { since: since.unwrap_or(Span::ALL.since), until: Span::ALL.until };
@@ -113,17 +114,36 @@ fn own_records(directory: &Path) -> Vec<PathBuf> {
     rotated.chain([directory.join("flows.jsonl")]).filter(|path| path.is_file()).collect()
 }
 
-fn of_files(
+/// Of files alone, in the order in which they are named.
+pub fn of_files(
     files: &[PathBuf],
     local: &[IpNet],
+    filter: Option<&str>,
     since: Option<i64>,
     each: &mut dyn FnMut(Observed),
 ) -> anyhow::Result<Vec<Summary>> {
-    let options = Options { local, filter: None };
+    let bar = super::replay::progress(size_of(files));
+    let done = Cell::new(0);
+    let told = |read: u64| bar.set_position(done.get() + read);
+    let options = Options { local, filter, progress: Some(&told) };
     let mut put = |flow: Observed| {
         if since.is_none_or(|since| flow.last >= since) {
             each(flow);
         }
     };
-    files.iter().map(|path: &PathBuf| Ok(inputs::read(Path::new(path), options, &mut put)?)).collect()
+    let mut read = Vec::new();
+    for path in files {
+        read.push(inputs::read(path, options, &mut put)?);
+        done.set(done.get() + path.metadata().map_or(0, |metadata| metadata.len()));
+    }
+    bar.finish_and_clear();
+    Ok(read)
+}
+
+/// All together, for a progress bar; `None` where one is no file.
+fn size_of(files: &[PathBuf]) -> Option<u64> {
+    files
+        .iter()
+        .map(|path| path.metadata().ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len()))
+        .sum()
 }

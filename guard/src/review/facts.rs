@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     group::{Group, Id},
-    observed::{Fate, Observed},
+    observed::Fate,
 };
 use crate::{
     record::who::{Unusual, Who},
@@ -49,7 +49,8 @@ pub struct Facts {
     pub rule: Option<Arc<str>>,
     pub reason: Arc<str>,
     pub listening: Option<bool>,
-    remotes: BTreeSet<IpAddr>,
+    pub(super) remotes: BTreeSet<IpAddr>,
+    more_remotes: bool,
     /// Flows by an equal part of the span, for a timeline.
     pub timeline: [u32; BARS],
 }
@@ -117,6 +118,7 @@ impl Facts {
             reason: Arc::from(""),
             listening: None,
             remotes: BTreeSet::new(),
+            more_remotes: false,
             timeline: [0; BARS],
         }
     }
@@ -127,13 +129,20 @@ impl Facts {
         Self { id: group.id(), group, ..self.clone() }
     }
 
-    /// Distinct remotes; at [`REMOTES`] there may be more.
+    /// Distinct remotes that were counted.
     #[must_use]
     pub fn remotes(&self) -> usize {
         self.remotes.len()
     }
 
-    fn add(&mut self, flow: &Flows, span: Span) {
+    /// There are more.
+    #[must_use]
+    pub const fn has_more_remotes(&self) -> bool {
+        self.more_remotes
+    }
+
+    /// `room`: for one more address, where it is new.
+    pub(super) fn add(&mut self, flow: &Flows, span: Span, room: bool) {
         self.flows += 1;
         self.fates[fate_at(flow.fate)] += 1;
         self.answered += u64::from(flow.answered);
@@ -151,8 +160,10 @@ impl Facts {
         }
         self.rhythm.add(flow.first);
         self.remote = Some(flow.remote);
-        if self.remotes.len() < REMOTES {
+        if room && self.remotes.len() < REMOTES {
             self.remotes.insert(flow.remote);
+        } else {
+            self.more_remotes |= !self.remotes.contains(&flow.remote);
         }
         self.listening = flow.listening.or(self.listening);
         let width = (span.until - span.since).max(1) as f64;
@@ -190,7 +201,14 @@ impl Facts {
                 self.names.push(Arc::clone(name));
             }
         }
-        self.remotes.extend(other.remotes.iter().take(REMOTES - self.remotes.len().min(REMOTES)));
+        for remote in &other.remotes {
+            if self.remotes.len() < REMOTES {
+                self.remotes.insert(*remote);
+            } else {
+                self.more_remotes |= !self.remotes.contains(remote);
+            }
+        }
+        self.more_remotes |= other.more_remotes;
         self.rule = self.rule.take().or_else(|| other.rule.clone());
         for bar in 0..BARS {
             self.timeline[bar] += other.timeline[bar];
@@ -222,7 +240,7 @@ pub fn of_store(reader: &Reader, span: Span) -> Result<Vec<Facts>, StoreError> {
     let mut failed = None;
     reader.sums(span, &mut |flow| {
         let Some(facts) = by_number.get_mut(&flow.number) else { return };
-        facts.add(flow, span);
+        facts.add(flow, span, true);
         let last = last_seen.entry(flow.number).or_insert((None, None, None, 0));
         *last = (flow.who.or(last.0), flow.names.or(last.1), flow.rule.or(last.2), flow.reason);
         if let Some(number) = flow.who {
@@ -252,55 +270,6 @@ pub fn of_store(reader: &Reader, span: Span) -> Result<Vec<Facts>, StoreError> {
     }
     all.sort_by_key(|facts| facts.id);
     Ok(all)
-}
-
-/// Of flows from anywhere else, handed in one after the other.
-#[derive(Default)]
-pub struct FromFlows {
-    by_id: HashMap<Id, Facts, foldhash::fast::RandomState>,
-}
-
-impl FromFlows {
-    pub fn add(&mut self, flow: &Observed, span: Span) {
-        let group = Group::of(flow);
-        let id = group.id();
-        let facts = self.by_id.entry(id).or_insert_with(|| Facts::new(id, group, flow.first, flow.first));
-        facts.first_ever = facts.first_ever.min(flow.first);
-        facts.fresh = facts.fresh.min(flow.first);
-        let sums = Flows {
-            number: 0,
-            who: None,
-            pid: flow.who.as_ref().map_or(0, |who| who.pid),
-            first: flow.first,
-            last: flow.last,
-            fate: flow.fate,
-            answered: flow.answered,
-            listening: flow.listening,
-            packets: flow.packets,
-            bytes: flow.bytes,
-            names: None,
-            rule: None,
-            reason: 0,
-            remote: flow.remote(),
-        };
-        facts.add(&sums, span);
-        if let Some(who) = &flow.who {
-            facts.unusual.extend(&who.unusual);
-            facts.who = Some(Arc::clone(who));
-        }
-        if !flow.names.is_empty() {
-            facts.names.clone_from(&flow.names);
-        }
-        facts.rule = flow.rule.clone().or(facts.rule.take());
-        facts.reason = Arc::clone(&flow.reason);
-    }
-
-    #[must_use]
-    pub fn finish(self) -> Vec<Facts> {
-        let mut all: Vec<Facts> = self.by_id.into_values().collect();
-        all.sort_by_key(|facts| facts.id);
-        all
-    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::{
     facts::Facts,
     group::{Group, Id, Remote, Service},
 };
-use crate::store::{LEARNING_US, ListenerRow};
+use crate::store::ListenerRow;
 
 /// Groups of one program and one service, or of one program and one remote, of which no more are shown one by one.
 const APART: usize = 5;
@@ -76,6 +76,20 @@ impl Kind {
             Self::Learned => "guard show ID; known and wanted: guard ack ID",
         }
     }
+
+    /// The same where there is no store that could be asked.
+    #[must_use]
+    pub const fn next_of_others(self) -> &'static str {
+        match self {
+            Self::UnusualProcess => "look at the process first; its flows: --show ID",
+            Self::OutboundDenied => "its flows: --show ID; wanted: a rule; else find who asks",
+            Self::OutboundFirstSeen => "its flows: --show ID",
+            Self::NewService => "who started it, who may reach it? its flows: --show ID",
+            Self::InboundDenied => "its flows: --show ID; a rule missing, or a try",
+            Self::InboundFirstSeen => "its flows: --show ID",
+            Self::Learned => "its flows: --show ID",
+        }
+    }
 }
 
 /// One thing to look at.
@@ -120,13 +134,16 @@ impl Finding {
     }
 }
 
-/// When what is being looked at began, and when guard did.
+/// When what is being looked at began, and until when it was learned what is usual.
 #[derive(Clone, Copy, Debug)]
-pub struct Times {
+pub struct Times<'a> {
     pub since: i64,
-    /// When the records begin.
-    pub began: i64,
+    pub learned_until: i64,
+    pub services: &'a KnownServices,
 }
+
+/// Since when inbound services are known, whoever came to them: also those that only others came to in this time.
+pub type KnownServices = HashMap<(Option<Arc<str>>, Service), i64>;
 
 /// What was found on one host.
 #[derive(Clone, Debug, Default)]
@@ -145,12 +162,11 @@ type Services<'a> = BTreeMap<(Option<Arc<str>>, Service), (Facts, Vec<&'a Facts>
 pub fn find(
     all: &[Facts],
     listeners: &[ListenerRow],
-    times: Times,
+    times: Times<'_>,
     host: &Arc<str>,
     hidden: &dyn Fn(&Facts) -> bool,
 ) -> Found {
-    let learned_until = times.began.saturating_add(LEARNING_US);
-    let is_new = |fresh: i64| fresh >= times.since && fresh >= learned_until;
+    let is_new = |fresh: i64| fresh >= times.since && fresh >= times.learned_until;
     let mut found = Found::default();
     let mut services = Services::new();
     for facts in all {
@@ -159,7 +175,7 @@ pub fn find(
             (_, Direction::Outbound, true) => Kind::OutboundDenied,
             (_, Direction::Inbound, true) => Kind::InboundDenied,
             (_, Direction::Outbound, false) if is_new(facts.fresh) => Kind::OutboundFirstSeen,
-            (_, Direction::Outbound, false) if facts.fresh < learned_until => Kind::Learned,
+            (_, Direction::Outbound, false) if facts.fresh < times.learned_until => Kind::Learned,
             (_, Direction::Outbound, false) => continue,
             (_, Direction::Inbound, false) => {
                 let group = service_group(facts.group.program.clone(), facts.group.service);
@@ -176,7 +192,7 @@ pub fn find(
             found.findings.push(Finding::one(kind, facts.clone(), host));
         }
     }
-    inbound_services(services, listeners, &is_new, learned_until, host, hidden, &mut found);
+    inbound_services(services, listeners, times, &is_new, host, hidden, &mut found);
     found.findings = together(found.findings);
     found.findings.sort_by_key(order);
     found
@@ -191,8 +207,8 @@ pub fn service_group(program: Option<Arc<str>>, service: Service) -> Group {
 fn inbound_services(
     mut services: Services<'_>,
     listeners: &[ListenerRow],
+    times: Times<'_>,
     is_new: &dyn Fn(i64) -> bool,
-    learned_until: i64,
     host: &Arc<str>,
     hidden: &dyn Fn(&Facts) -> bool,
     found: &mut Found,
@@ -219,7 +235,8 @@ fn inbound_services(
     for (key, (facts, members)) in services {
         let listener = listening.get(&key).map(|row| ListenerRow::clone(row));
         let fresh = listener.as_ref().map_or(facts.fresh, |row| row.fresh.min(facts.fresh));
-        let kind = match (is_new(fresh), fresh < learned_until) {
+        let fresh = times.services.get(&key).map_or(fresh, |known| fresh.min(*known));
+        let kind = match (is_new(fresh), fresh < times.learned_until) {
             (true, _) => Some(Kind::NewService),
             (_, true) => Some(Kind::Learned),
             _ => None,

@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 pub mod acks;
+mod crowd;
 pub mod facts;
 pub mod findings;
 pub mod group;
@@ -10,6 +11,7 @@ pub mod init;
 pub mod inputs;
 pub mod judged;
 pub mod observed;
+pub mod recorded;
 pub mod render;
 pub mod report;
 pub mod suggest;

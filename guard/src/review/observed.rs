@@ -4,7 +4,11 @@ use std::{net::IpAddr, sync::Arc};
 
 use guard_common::Direction;
 
-use crate::record::{flow::Key, who::Who};
+use super::inputs;
+use crate::record::{
+    flow::{Key, TCP},
+    who::Who,
+};
 
 /// What became of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,9 +67,25 @@ impl Observed {
         self.key.remote()
     }
 
-    /// Nobody here asked for it: inbound and denied.
+    /// Nobody here asked for it: inbound, and it got nothing. A closed port's reset is no answer: else a scan of a host that
+    /// denies nothing (audit, observing) would be a service for each port.
     #[must_use]
     pub fn is_unsolicited(&self) -> bool {
-        self.direction == Direction::Inbound && self.fate != Fate::Allowed && !self.answered
+        let got_nothing = !self.answered || (self.listening != Some(true) && self.was_refused());
+        self.direction == Direction::Inbound && self.fate != Fate::Allowed && got_nothing
+    }
+
+    /// A TCP flow answered by nothing but resets: bare headers, where a SYN is answered with options. Of a flow that began
+    /// before it was recorded that says nothing.
+    #[must_use]
+    pub fn was_refused(&self) -> bool {
+        let header = if self.remote().is_ipv4() { 40 } else { 60 };
+        let back = match self.direction {
+            Direction::Inbound => Direction::Outbound,
+            Direction::Outbound => Direction::Inbound,
+        } as usize;
+        let bare = self.packets[back].checked_mul(header) == Some(self.bytes[back]);
+        &*self.reason == inputs::REFUSED
+            || (self.key.protocol() == TCP && !self.adopted && self.packets[back] > 0 && bare)
     }
 }

@@ -11,10 +11,11 @@ use serde::Serialize;
 use super::{
     acks::{AckError, Acks},
     facts::{self, Facts},
-    findings::{self, Finding, Kind, Times},
+    findings::{self, Finding, Kind, KnownServices, Times},
     group::{Id, SHORT},
+    inputs::Summary,
 };
-use crate::store::{self, BackgroundLine, Coverage, Reader, Span, StoreError};
+use crate::store::{self, BackgroundLine, Coverage, GroupRow, LEARNING_US, MEMORY_US, Reader, Span, StoreError};
 
 /// Since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct Report {
     pub everyday: Vec<(super::group::Service, Option<Arc<str>>, u64)>,
     /// What could not be read, and what was damaged.
     pub notices: Vec<String>,
+    /// Where it comes from, if it is what others recorded.
+    pub read: Vec<Summary>,
     /// Of every group that is known, so that short ids are unique among them.
     ids: Vec<Id>,
 }
@@ -79,13 +82,15 @@ pub fn of_directory(directory: &Path, since: Since, now: i64) -> Result<Report, 
         acks.holding(facts.id, now).is_some_and(|ack| facts.unusual.iter().all(|kind| ack.unusual.contains(kind)))
     };
     let listeners = reader.listeners()?;
-    let times = Times { since, began };
+    let groups = reader.groups(i64::MIN)?;
+    let services = known_services(&groups, since);
+    let times = Times { since, learned_until: began.saturating_add(LEARNING_US), services: &services };
     let found = findings::find(&facts, &listeners, times, &host, &hidden);
     let all = findings::find(&facts, &listeners, times, &host, &|_| false);
     let shown: BTreeSet<Id> = found.findings.iter().flat_map(|finding| finding.members.iter().copied()).collect();
     let acknowledged =
         all.findings.iter().flat_map(|finding| &finding.members).filter(|member| !shown.contains(member)).count();
-    let mut ids: BTreeSet<Id> = reader.groups(i64::MIN)?.into_iter().map(|row| row.id).collect();
+    let mut ids: BTreeSet<Id> = groups.iter().map(|row| row.id).collect();
     ids.extend(all.findings.iter().map(Finding::id));
     let mut notices = set_aside(directory);
     if acks.unread > 0 {
@@ -101,8 +106,23 @@ pub fn of_directory(directory: &Path, since: Since, now: i64) -> Result<Report, 
         background: reader.background(span)?.lines,
         everyday: found.everyday,
         notices,
+        read: Vec::new(),
         ids: ids.into_iter().collect(),
     })
+}
+
+/// Of all groups that are kept.
+fn known_services(groups: &[GroupRow], since: i64) -> KnownServices {
+    let mut known = KnownServices::new();
+    let recent = since.saturating_sub(MEMORY_US);
+    for row in groups {
+        let group = &row.group;
+        if group.direction == guard_common::Direction::Inbound && !group.denied && row.last >= recent {
+            let fresh = known.entry((group.program.clone(), group.service)).or_insert(row.fresh);
+            *fresh = row.fresh.min(*fresh);
+        }
+    }
+    known
 }
 
 /// Reads many hosts' state directories as one. A host that cannot be read is told, and costs only itself.
@@ -187,6 +207,24 @@ pub struct Counts {
 }
 
 impl Report {
+    /// Nothing but the ids among which short ones are unique, in order.
+    #[must_use]
+    pub fn with_ids(ids: Vec<Id>) -> Self {
+        Self { ids, ..Self::default() }
+    }
+
+    /// What others recorded: there is no store to ask further.
+    #[must_use]
+    pub fn is_of_others(&self) -> bool {
+        !self.read.is_empty()
+    }
+
+    /// What to do about findings of a kind.
+    #[must_use]
+    pub fn next(&self, kind: Kind) -> &'static str {
+        if self.is_of_others() { kind.next_of_others() } else { kind.next() }
+    }
+
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();

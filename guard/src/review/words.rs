@@ -3,7 +3,7 @@
 use guard_common::Direction;
 
 use super::{
-    facts::{Facts, REMOTES},
+    facts::Facts,
     findings::{Finding, Kind},
     group::Remote,
 };
@@ -23,7 +23,7 @@ const SECOND: i64 = 1_000_000;
 #[must_use]
 pub fn flow(finding: &Finding) -> String {
     let Facts { group, remote, .. } = &finding.facts;
-    let one = (finding.facts.remotes() == 1).then_some(*remote).flatten();
+    let one = (finding.facts.remotes() == 1 && !finding.facts.has_more_remotes()).then_some(*remote).flatten();
     let service = match (finding.services, group.service.port) {
         (1, _) => group.service.to_string(),
         (many, _) => format!("{} on {} ports", protocol_name(group.service.protocol), thousands(many as u64)),
@@ -147,7 +147,7 @@ fn numbers(finding: &Finding, when: &str) -> Vec<String> {
         parts.push("never answered".to_owned());
     }
     if facts.remotes() > 1 {
-        let more = if facts.remotes() >= REMOTES { "at least " } else { "" };
+        let more = if facts.has_more_remotes() { "at least " } else { "" };
         parts.push(format!("{more}{} addresses", facts.remotes()));
     }
     parts

@@ -10,7 +10,7 @@ use guard_common::Direction;
 use rusqlite::{Connection, OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
-use super::{DAY_US, MEMORY_US};
+use super::{DAY_US, MANY, MEMORY_US, MOST_GROUPS};
 use crate::{
     record::who::Who,
     review::{
@@ -21,10 +21,6 @@ use crate::{
 
 /// Entries that a cache holds at most before it is emptied.
 const CACHED: usize = 50_000;
-/// Remotes that one program, service, direction and fate may have as groups of their own.
-const MANY: u32 = 4096;
-/// Groups in all.
-const MOST_GROUPS: u64 = 200_000;
 
 /// Numbers of what is stored. Valid only as long as the transaction that made them is kept.
 pub struct Intern {
@@ -35,7 +31,7 @@ pub struct Intern {
     groups: HashMap<u64, GroupRef>,
     /// Groups by all but their remote.
     siblings: HashMap<u64, u32>,
-    groups_in_all: u64,
+    groups_in_all: usize,
     /// Remotes with which something was allowed.
     known: HashSet<(i64, Arc<str>)>,
     touched: HashSet<u64>,

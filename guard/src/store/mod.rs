@@ -33,6 +33,10 @@ pub const FILE: &str = "store.db";
 pub const MEMORY_US: i64 = 14 * DAY_US;
 /// What is seen first in this long after the store began is *learned*, and not to be trusted: 7 days.
 pub const LEARNING_US: i64 = 7 * DAY_US;
+/// Remotes that one program, service, direction and fate may have as groups of their own; more are one.
+pub(crate) const MANY: u32 = 4096;
+/// Groups in all.
+pub(crate) const MOST_GROUPS: usize = 200_000;
 pub(crate) const DAY_US: i64 = 86_400_000_000;
 
 /// One change of one flow, as it stands now.

@@ -24,11 +24,17 @@ use crate::{
 /// Flows that are held at once (about 200 bytes each); more are told in parts.
 const MOST_HELD: usize = 500_000;
 
-pub fn read(path: &Path, options: Options<'_>, sink: &mut dyn FnMut(Observed)) -> Result<Summary, InputError> {
+/// `from`: where its bytes are to be had, if not in the file that is named.
+pub fn read(
+    path: &Path,
+    from: &Path,
+    options: Options<'_>,
+    sink: &mut dyn FnMut(Observed),
+) -> Result<Summary, InputError> {
     let mut summary = Summary::new(path, Format::Capture);
     let everything = policy::load_str("observing.yaml", crate::review::OBSERVING_POLICY)
         .map_err(|found| InputError::BuiltIn(found.render(false)))?;
-    let mut opened = Opened::new(Reader::open(path, options.filter)?, options.local);
+    let mut opened = Opened::new(Reader::open(from, options.filter)?, options.local);
     let compiled =
         compiled(&everything.policy, opened.first).map_err(|error| InputError::BuiltIn(error.to_string()))?;
     let link = opened.reader().link();
@@ -39,8 +45,13 @@ pub fn read(path: &Path, options: Options<'_>, sink: &mut dyn FnMut(Observed)) -
         sink(observed(replay, key, flow, &host));
     };
     let mut in_parts = 0;
-    opened.each(|frame, _| {
+    opened.each(|frame, read| {
         replay.frame(frame);
+        if replay.packets & 0xffff == 0
+            && let Some(progress) = options.progress
+        {
+            progress(read);
+        }
         if replay.held() >= MOST_HELD {
             for (key, flow) in replay.take_flows() {
                 in_parts += 1;

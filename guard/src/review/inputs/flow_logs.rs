@@ -224,16 +224,17 @@ impl Waiting {
         None
     }
 
-    /// Flows that are over, oldest first; a bounded look at each call.
+    /// Flows that are over, in the order in which they began: one that goes on holds up those behind it, so that whoever
+    /// reads them sees their rhythm. A bounded look at each call.
     fn idle(&mut self) -> Vec<Raw> {
         let mut over = Vec::new();
-        for _ in 0..2 {
-            let Some(ends) = self.order.pop_front() else { break };
-            match self.flows.get(&ends) {
-                Some(flow) if flow.last + IDLE_US < self.newest => over.extend(self.flows.remove(&ends).map(settled)),
-                Some(_) => self.order.push_back(ends),
+        while let Some(ends) = self.order.front().filter(|_| over.len() < 64) {
+            match self.flows.get(ends) {
+                Some(flow) if flow.last + IDLE_US >= self.newest => break,
+                Some(_) => over.extend(self.flows.remove(ends).map(settled)),
                 None => {}
             }
+            self.order.pop_front();
         }
         over
     }

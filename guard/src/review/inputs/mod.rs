@@ -15,10 +15,16 @@ mod zeek;
 use std::{
     fmt,
     fs::File,
-    io::{self, BufRead, BufReader},
+    io::{self, BufRead, BufReader, Read},
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
+use flate2::read::MultiGzDecoder;
 use ipnet::IpNet;
 use serde::Serialize;
 
@@ -42,10 +48,8 @@ pub enum InputError {
         path.display()
     )]
     Unknown { path: PathBuf },
-    #[error("{}: is compressed; unpack it first, or pipe it: zcat FILE | guard … --from -", path.display())]
+    #[error("{}: is compressed in a way that is not known here (gzip is); unpack it first, or pipe it: zstdcat FILE | guard … --from -", path.display())]
     Compressed { path: PathBuf },
-    #[error("a capture cannot be read from standard input here: write it to a file first")]
-    CaptureOnStdin,
     #[error("{}: Zeek's {found} log: only conn.log tells of flows", path.display())]
     OtherZeekLog { path: PathBuf, found: String },
     #[error(transparent)]
@@ -109,13 +113,18 @@ impl Format {
     }
 }
 
+/// Not gzip, which is unpacked: zstd, xz, bzip2.
+const COMPRESSED: [&[u8]; 3] = [&[0x28, 0xb5, 0x2f, 0xfd], &[0xfd, b'7', b'z', b'X', b'Z'], b"BZh"];
+
 /// How to read.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Options<'a> {
     /// Our addresses; none: found out, and said.
     pub local: &'a [IpNet],
     /// pcap-filter(7), for captures.
     pub filter: Option<&'a str>,
+    /// Told now and then how many bytes of the file are read.
+    pub progress: Option<&'a dyn Fn(u64)>,
 }
 
 /// A line that could not be read.
@@ -210,43 +219,103 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Reads a file (`-`: standard input), and hands every flow to `sink`, about in the order of the file.
+/// Reads a file (`-`: standard input), and hands every flow to `sink`, about in the order of the file. What it is, and
+/// whether it is compressed (gzip), is told by its first bytes.
 pub fn read(path: &Path, options: Options<'_>, sink: &mut dyn FnMut(Observed)) -> Result<Summary, InputError> {
     let failed = |reason| InputError::Read { path: path.to_owned(), reason };
-    if path.as_os_str() == "-" {
-        return read_from(path, io::stdin().lock(), options, sink);
+    let file = if path.as_os_str() == "-" { None } else { Some(File::open(path).map_err(failed)?) };
+    let is_plain_file = file.as_ref().and_then(|file| file.metadata().ok()).is_some_and(|metadata| metadata.is_file());
+    let seen = Arc::new(AtomicU64::new(0));
+    let stream: Box<dyn Read + Send> = match file {
+        Some(file) => Box::new(file),
+        None => Box::new(io::stdin()),
+    };
+    let (start, whole) = sniffed(Counted { inner: stream, seen: Arc::clone(&seen) }).map_err(failed)?;
+    let unpack = start.starts_with(&[0x1f, 0x8b]);
+    let (start, whole): (_, Box<dyn Read + Send>) = match unpack {
+        true => {
+            let (start, whole) = sniffed(MultiGzDecoder::new(whole)).map_err(failed)?;
+            (start, Box::new(whole))
+        }
+        false => (start, Box::new(whole)),
+    };
+    match Format::of(&start) {
+        Some(Format::Capture) if is_plain_file && !unpack => capture::read(path, path, options, sink),
+        Some(Format::Capture) => {
+            let pipe = Pipe::of(whole).map_err(failed)?;
+            capture::read(path, &pipe.path(), options, sink)
+        }
+        _ => read_from(path, BufReader::with_capacity(256 << 10, whole), &seen, options, sink),
     }
-    let mut file = File::open(path).map_err(failed)?;
-    let mut start = vec![0; SNIFFED];
-    let length = fill(&mut file, &mut start).map_err(failed)?;
-    if Format::of(&start[..length]) == Some(Format::Capture) {
-        return capture::read(path, options, sink);
-    }
-    let whole = BufReader::with_capacity(256 << 10, io::Read::chain(io::Cursor::new(start[..length].to_vec()), file));
-    read_from(path, whole, options, sink)
 }
 
-fn fill(file: &mut impl io::Read, buffer: &mut [u8]) -> io::Result<usize> {
+/// The first bytes, and the whole.
+fn sniffed<R: Read + Send + 'static>(mut stream: R) -> io::Result<(Vec<u8>, impl Read + Send + 'static)> {
+    let mut start = vec![0; SNIFFED];
+    let length = fill(&mut stream, &mut start)?;
+    start.truncate(length);
+    Ok((start.clone(), io::Cursor::new(start).chain(stream)))
+}
+
+/// Counts what is read of the file itself: how far reading has come.
+struct Counted<R> {
+    inner: R,
+    seen: Arc<AtomicU64>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.seen.fetch_add(read as u64, Relaxed);
+        Ok(read)
+    }
+}
+
+fn fill(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut length = 0;
     while length < buffer.len() {
-        match file.read(&mut buffer[length..])? {
-            0 => break,
-            read => length += read,
+        match file.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(length)
+}
+
+/// A stream as a file: libpcap reads nothing else.
+struct Pipe {
+    end: OwnedFd,
+}
+
+impl Pipe {
+    /// A thread fills it, until the stream or whoever reads it ends.
+    fn of(mut stream: Box<dyn Read + Send>) -> io::Result<Self> {
+        let (end, into) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        std::thread::Builder::new().name("guard-unpack".to_owned()).spawn(move || {
+            // A stream that breaks off is a capture that does: libpcap tells it.
+            let _ = io::copy(&mut stream, &mut File::from(into));
+        })?;
+        Ok(Self { end })
+    }
+
+    fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.end.as_raw_fd()).into()
+    }
 }
 
 /// The same of anything that is no capture.
 pub fn read_from(
     path: &Path,
     mut reader: impl BufRead,
+    seen: &AtomicU64,
     options: Options<'_>,
     sink: &mut dyn FnMut(Observed),
 ) -> Result<Summary, InputError> {
     let failed = |reason| InputError::Read { path: path.to_owned(), reason };
     let start = reader.fill_buf().map_err(failed)?;
-    if start.starts_with(&[0x1f, 0x8b]) || start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+    if COMPRESSED.iter().any(|magic| start.starts_with(magic)) {
         return Err(InputError::Compressed { path: path.to_owned() });
     }
     if start.is_empty() {
@@ -256,19 +325,28 @@ pub fn read_from(
         return Ok(summary);
     }
     let format = match Format::of(start) {
-        Some(Format::Capture) => return Err(InputError::CaptureOnStdin),
-        Some(format) => format,
-        None => return Err(InputError::Unknown { path: path.to_owned() }),
+        Some(format) if format != Format::Capture => format,
+        _ => return Err(InputError::Unknown { path: path.to_owned() }),
     };
     let mut summary = Summary::new(path, format);
     let mut lines = Lines::new(reader);
-    let mut placer = Placer::new(options.local, sink);
+    let mut told = 0u32;
+    let mut sink = |flow| {
+        told = told.wrapping_add(1);
+        if told & 0xfff == 0
+            && let Some(progress) = options.progress
+        {
+            progress(seen.load(Relaxed));
+        }
+        sink(flow);
+    };
+    let mut placer = Placer::new(options.local, &mut sink);
     let end = match format {
         Format::ZeekTsv => zeek::tsv(path, &mut lines, &mut summary, &mut placer)?,
         Format::ZeekJson => zeek::json(&mut lines, &mut summary, &mut placer),
         Format::Eve => eve::read(&mut lines, &mut summary, &mut placer),
         Format::FlowLogs => flow_logs::read(&mut lines, &mut summary, &mut placer),
-        Format::Capture => return Err(InputError::CaptureOnStdin),
+        Format::Capture => None,
     };
     placer.finish(&mut summary);
     summary.broken = end.map(|error| error.to_string());

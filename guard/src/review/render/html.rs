@@ -94,6 +94,9 @@ fn write_head(report: &Report, title: &str, page: &mut String) -> std::fmt::Resu
         let name = if report.hosts.len() > 1 { format!("{}: ", escape(host)) } else { String::new() };
         writeln!(page, "<li>{name}{}</li>", parts.join("; "))?;
     }
+    for file in &report.read {
+        writeln!(page, "<li>read: {}</li>", escape(&file.to_string()))?;
+    }
     for notice in &report.notices {
         writeln!(page, "<li class=\"notice\">notice: {}</li>", escape(notice))?;
     }
@@ -117,7 +120,7 @@ fn write_section(report: &Report, kind: Kind, page: &mut String) -> std::fmt::Re
         "<section id=\"{kind:?}\"><h2>{} <span>{}</span></h2>\n<p class=\"next\">{}</p>",
         kind.title(),
         findings.len(),
-        escape(kind.next())
+        escape(report.next(kind))
     )?;
     for finding in findings {
         let facts = &finding.facts;

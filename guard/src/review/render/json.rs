@@ -59,6 +59,7 @@ pub fn render(report: &Report) -> Value {
         })).collect::<Vec<_>>(),
         "background": background,
         "notices": report.notices,
+        "read": report.read,
     })
 }
 
@@ -80,6 +81,7 @@ pub fn one(report: &Report, finding: &Finding) -> Value {
         "remote_group": facts.group.remote.to_string(),
         "remote": facts.remote,
         "remotes": facts.remotes(),
+        "more_remotes": facts.has_more_remotes(),
         "names": facts.names,
         "service": facts.group.service.to_string(),
         "services": finding.services,
@@ -100,7 +102,7 @@ pub fn one(report: &Report, finding: &Finding) -> Value {
         "unusual": facts.unusual,
         "listening_since": finding.listener.as_ref().map(|row| time(row.fresh)),
         "sentence": words::parts(finding).join(" · "),
-        "next": finding.kind.next(),
+        "next": report.next(finding.kind),
         "groups": finding.members.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "hosts": finding.hosts,
         "of_hosts": report.hosts.len(),

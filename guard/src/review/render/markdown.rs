@@ -32,6 +32,9 @@ pub fn render(report: &Report) -> String {
     if let Some((at, by)) = &report.reviewed {
         text.push_str(&format!("- last review: {} by {}\n", words::minute(*at), code(by)));
     }
+    for file in &report.read {
+        text.push_str(&format!("- read: {}\n", code(&file.to_string())));
+    }
     for notice in &report.notices {
         text.push_str(&format!("- notice: {}\n", code(notice)));
     }
@@ -42,7 +45,7 @@ pub fn render(report: &Report) -> String {
         }
         let mut title = kind.title().to_owned();
         title[..1].make_ascii_uppercase();
-        text.push_str(&format!("\n## {title} ({})\n\nNext: {}\n\n", findings.len(), kind.next()));
+        text.push_str(&format!("\n## {title} ({})\n\nNext: {}\n\n", findings.len(), report.next(kind)));
         for finding in findings {
             let mut parts = words::parts(finding).join(" · ");
             if report.hosts.len() > 1 {

@@ -45,7 +45,11 @@ pub fn render(report: &Report, suffix: &str, all: bool, style: Style) -> String 
     }
     if !report.findings.is_empty() {
         lines.push(String::new());
-        wrap("next  ", INDENT, &format!("guard show ID{suffix} · guard ack ID --note WHY{suffix}"), &mut lines);
+        let next = match report.is_of_others() {
+            true => "the same command with --show ID · a policy from it: guard suggest --from …".to_owned(),
+            false => format!("guard show ID{suffix} · guard ack ID --note WHY{suffix}"),
+        };
+        wrap("next  ", INDENT, &next, &mut lines);
     }
     lines.push(String::new());
     lines.join("\n")
@@ -70,9 +74,11 @@ fn head(report: &Report, style: Style, lines: &mut Vec<String>) {
     };
     lines.push(format!("{count}{hosts}{since}"));
     let mut totals = format!(
-        "denied {} flows in {} groups · allowed {} flows in {} groups",
+        "denied {} flows in {} groups · {} {} flows in {} groups",
         thousands(counts.denied_flows + counts.would_be_denied_flows),
         counts.denied_groups,
+        // Nobody has decided on them.
+        if report.is_of_others() { "seen" } else { "allowed" },
         thousands(counts.allowed_flows),
         counts.allowed_groups,
     );
@@ -96,6 +102,9 @@ fn head(report: &Report, style: Style, lines: &mut Vec<String>) {
     if let Some((at, by)) = &report.reviewed {
         lines.push(format!("last review {} by {}", words::minute(*at), escape_line(by)));
     }
+    for file in &report.read {
+        wrap("read  ", INDENT, &escape_line(&file.to_string()), lines);
+    }
     for notice in &report.notices {
         wrap("notice  ", "        ", &escape_line(notice), lines);
     }
@@ -107,24 +116,26 @@ fn section(report: &Report, kind: Kind, all: bool, style: Style, lines: &mut Vec
         return;
     }
     let title = format!("{} ({})", kind.title().to_uppercase(), thousands(findings.len() as u64));
-    lines.push(format!("{}  {}", style.bold(&title), style.faint(kind.next())));
+    lines.push(format!("{}  {}", style.bold(&title), style.faint(report.next(kind))));
     let most = match (all, kind) {
         (true, _) => usize::MAX,
-        (_, Kind::Learned) => LEARNED_SHOWN,
+        (_, Kind::Learned) if !report.is_of_others() => LEARNED_SHOWN,
         _ => SHOWN,
     };
     for finding in findings.iter().take(most) {
         one(report, finding, style, lines);
     }
     if findings.len() > most {
-        lines.push(format!("{INDENT}and {} more: guard report --all", thousands((findings.len() - most) as u64)));
+        lines.push(format!("{INDENT}and {} more: --all", thousands((findings.len() - most) as u64)));
     }
 }
 
 fn one(report: &Report, finding: &Finding, style: Style, lines: &mut Vec<String>) {
     let short = report.short(finding.id());
     let mut line = format!("{short:<4}  {} ", escape_line(&words::flow(finding)));
-    let parts = words::program_parts(&finding.facts);
+    // The network does not know programs.
+    let unknown = finding.facts.who.is_none() && finding.facts.group.program.is_none();
+    let parts = if unknown && report.is_of_others() { Vec::new() } else { words::program_parts(&finding.facts) };
     for (number, part) in parts.iter().enumerate() {
         let part = escape_line(part);
         // `guard show` has room for the rest.
@@ -139,7 +150,7 @@ fn one(report: &Report, finding: &Finding, style: Style, lines: &mut Vec<String>
     // Colour adds; it takes no place.
     wrapped[0] = wrapped[0].replacen(&short, &style.bold(&short), 1);
     lines.append(&mut wrapped);
-    if finding.kind == Kind::Learned && finding.facts.flows > 0 && report.hosts.len() <= 1 {
+    if finding.kind == Kind::Learned && finding.facts.flows > 0 && report.hosts.len() <= 1 && !report.is_of_others() {
         return;
     }
     let mut parts = words::brief(finding);

@@ -21,13 +21,12 @@ use guard_common::{Direction, Reason};
 use serde::Serialize;
 
 use super::{
-    inputs,
     judged::{Judge, query, word},
     observed::{Fate, Observed},
 };
 use crate::{
     policy::{answer::beside_the_rules, model::Essentials},
-    record::flow::{TCP, has_ports},
+    record::flow::has_ports,
 };
 
 pub use patch::{PatchError, patch};
@@ -294,7 +293,7 @@ pub fn why(flow: &Observed) -> Option<Why> {
     if !flow.answered {
         return Some(Why::Unanswered);
     }
-    was_refused(flow).then_some(Why::Refused)
+    (flow.listening == Some(false) || flow.was_refused()).then_some(Why::Refused)
 }
 
 fn is_redirect(flow: &Observed) -> bool {
@@ -318,17 +317,4 @@ fn passes_beside(flow: &Observed) -> bool {
         icmp_errors: true,
     };
     beside_the_rules(&ALL, &query(flow)).is_some()
-}
-
-/// Answered by nothing but resets: bare headers, where a SYN is answered with options.
-fn was_refused(flow: &Observed) -> bool {
-    if flow.listening == Some(false) || &*flow.reason == inputs::REFUSED {
-        return true;
-    }
-    let header = if flow.remote().is_ipv4() { 40 } else { 60 };
-    let back = match flow.direction {
-        Direction::Inbound => Direction::Outbound,
-        Direction::Outbound => Direction::Inbound,
-    } as usize;
-    flow.key.protocol() == TCP && !flow.adopted && flow.packets[back].checked_mul(header) == Some(flow.bytes[back])
 }
