@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod daemon;
 pub mod host;
+pub mod journal;
 pub mod kernel;
 pub mod object;
 pub mod policy;

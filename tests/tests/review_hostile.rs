@@ -4,9 +4,10 @@ use std::{path::Path, process::Command, sync::Arc};
 
 use guard::{
     cli::output::Style,
+    host::person::Person,
     record::who::{Parent, Unusual, Who},
     review::{
-        acks::{Ack, Acks, Reviewer},
+        acks::{Ack, Acks},
         group::Id,
         render,
         report::{self, Report, Since},
@@ -53,7 +54,7 @@ fn hostile(directory: &Path) -> Report {
         days.put_flow(flow).unwrap();
     }
     days.end(NOW).unwrap();
-    let by = Reviewer { name: HOSTILE[0].to_owned(), by: HOSTILE[1].to_owned(), ..Reviewer::default() };
+    let by = Person { name: HOSTILE[0].to_owned(), by: HOSTILE[1].to_owned(), ..Person::default() };
     Acks::append(directory, &[Ack::new(Id(7), true, NOW, by, HOSTILE[1].to_owned()).noted(Some(HOSTILE[6]))]).unwrap();
     report::of_directory(directory, Since::Everything, NOW).unwrap()
 }

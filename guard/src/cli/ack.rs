@@ -2,14 +2,15 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use super::{
-    Exit, Global, InstanceArgs,
+    ByArgs, Exit, Global, InstanceArgs,
     output::{escape_line, json_line, print},
     time::{now_us, time},
 };
 use crate::{
     daemon::state_dir::StateDir,
+    journal::{self, Event},
     review::{
-        acks::{Ack, Acks, Reviewer},
+        acks::{Ack, Acks},
         findings::Finding,
         group::Id,
         report::{self, Report, Since},
@@ -27,15 +28,11 @@ pub struct AckArgs {
     /// Ids, or their beginnings, as `guard report` shows them
     #[arg(value_name = "ID", required = true)]
     pub ids: Vec<String>,
-    /// Why
-    #[arg(long, value_name = "TEXT")]
-    pub note: Option<String>,
     /// Only until then: a time, or 7d, 12h
     #[arg(long, value_name = "TIME", value_parser = until)]
     pub until: Option<i64>,
-    /// Who decides, where the host cannot know
-    #[arg(long = "as", value_name = "NAME")]
-    pub named: Option<String>,
+    #[command(flatten)]
+    pub by: ByArgs,
     #[command(flatten)]
     pub instance: InstanceArgs,
 }
@@ -47,12 +44,8 @@ pub struct UnackArgs {
     /// Ids, or their beginnings
     #[arg(value_name = "ID", required = true)]
     pub ids: Vec<String>,
-    /// Why
-    #[arg(long, value_name = "TEXT")]
-    pub note: Option<String>,
-    /// Who decides, where the host cannot know
-    #[arg(long = "as", value_name = "NAME")]
-    pub named: Option<String>,
+    #[command(flatten)]
+    pub by: ByArgs,
     #[command(flatten)]
     pub instance: InstanceArgs,
 }
@@ -63,22 +56,19 @@ fn until(text: &str) -> Result<i64, String> {
 }
 
 pub fn run(args: &AckArgs, global: &Global) -> anyhow::Result<Exit> {
-    let decision =
-        Decision { acknowledged: true, note: args.note.as_deref(), until: args.until, named: args.named.as_deref() };
+    let decision = Decision { acknowledged: true, by: &args.by, until: args.until };
     decide(&args.ids, &decision, &args.instance, global)
 }
 
 pub fn run_unack(args: &UnackArgs, global: &Global) -> anyhow::Result<Exit> {
-    let decision =
-        Decision { acknowledged: false, note: args.note.as_deref(), until: None, named: args.named.as_deref() };
+    let decision = Decision { acknowledged: false, by: &args.by, until: None };
     decide(&args.ids, &decision, &args.instance, global)
 }
 
 struct Decision<'a> {
     acknowledged: bool,
-    note: Option<&'a str>,
+    by: &'a ByArgs,
     until: Option<i64>,
-    named: Option<&'a str>,
 }
 
 fn decide(ids: &[String], decision: &Decision<'_>, instance: &InstanceArgs, global: &Global) -> anyhow::Result<Exit> {
@@ -86,20 +76,27 @@ fn decide(ids: &[String], decision: &Decision<'_>, instance: &InstanceArgs, glob
     let now = now_us();
     let report = report::of_directory(state.path(), Since::Everything, now)?;
     let reader = Reader::open(&state.path().join(store::FILE))?.context("there is no store")?;
-    let by = Reviewer::now(decision.named);
+    let event = if decision.acknowledged { Event::Ack } else { Event::Unack };
+    let mut entry = decision.by.entry(event, "");
+    let by = entry.by.clone().unwrap_or_default();
     let mut acks = Vec::new();
     let mut shown = Vec::new();
     // All or none: whoever mistypes one id does not have to find out what was done.
     for id in ids {
         let chosen = resolve(&report, &reader, id)?;
         shown.push(chosen.what.clone());
-        acks.extend(chosen.members.iter().map(|member| Ack {
-            until: decision.until,
-            unusual: chosen.unusual.clone(),
-            ..Ack::new(*member, decision.acknowledged, now, by.clone(), chosen.what.clone()).noted(decision.note)
+        acks.extend(chosen.members.iter().map(|member| {
+            Ack {
+                until: decision.until,
+                unusual: chosen.unusual.clone(),
+                ..Ack::new(*member, decision.acknowledged, now, by.clone(), chosen.what.clone())
+                    .noted(decision.by.note.as_deref())
+            }
         }));
     }
     Acks::append(state.path(), &acks)?;
+    entry.text = shown.join("; ");
+    journal::record(state.path(), &entry.details(serde_json::json!({ "ids": ids, "until": decision.until })));
     let after = report::of_directory(state.path(), Since::Everything, now)?;
     if global.json {
         json_line(&serde_json::json!({ "written": acks, "to_review": after.findings.len() }))?;

@@ -1,12 +1,17 @@
 use clap::Args;
 
-use super::{Exit, Global, InstanceArgs, output};
-use crate::daemon::{attached, change, control};
+use super::{ByArgs, Exit, Global, InstanceArgs, output};
+use crate::{
+    daemon::{attached, change, control, state_dir::Kept},
+    journal::{self, Event},
+};
 
 /// Keep a change that would otherwise be undone at its deadline
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  guard confirm")]
 pub struct ConfirmArgs {
+    #[command(flatten)]
+    pub by: ByArgs,
     #[command(flatten)]
     pub instance: InstanceArgs,
 }
@@ -22,6 +27,10 @@ pub fn run(args: &ConfirmArgs, global: &Global) -> anyhow::Result<Exit> {
         return answer(global, false, "nothing waits to be confirmed");
     }
     crate::daemon::engine::Engine::confirm(&mut engine)?;
+    // A manifest that cannot be read only leaves the policy's name out.
+    let kept = state.manifest(Kept::Active).ok().flatten();
+    let entry = args.by.entry(Event::Confirm, "the change stays").kept(kept.as_ref());
+    journal::record(state.path(), &entry);
     control::tell(&state.socket(), &control::Request::Changed);
     answer(global, true, "confirmed: the change stays until you make another")
 }

@@ -11,6 +11,7 @@ pub mod explain;
 pub mod flows;
 pub mod init;
 pub mod man;
+pub mod note;
 pub mod observe;
 pub mod output;
 pub mod release;
@@ -28,6 +29,7 @@ pub mod status;
 pub mod suggest;
 pub mod test;
 pub mod time;
+pub mod timeline;
 
 use std::{
     ffi::OsString,
@@ -41,6 +43,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
     daemon::state_dir::DEFAULT_ROOT,
+    host::person::Person,
+    journal::{Entry, Event},
     kernel::{KernelError, check_instance_name},
     object::OBJECT_SHA256,
 };
@@ -128,6 +132,25 @@ impl InstanceArgs {
     }
 }
 
+/// For the timeline.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ByArgs {
+    /// Why, for the timeline
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+    /// Who decides, where the host cannot know
+    #[arg(long = "as", value_name = "NAME")]
+    pub named: Option<String>,
+}
+
+impl ByArgs {
+    /// An entry of the timeline by whoever runs this command.
+    #[must_use]
+    pub fn entry(&self, event: Event, text: impl Into<String>) -> Entry {
+        Entry::new(event, text).by(Person::now(self.named.as_deref())).noted(self.note.as_deref())
+    }
+}
+
 fn instance_name(name: &str) -> Result<String, KernelError> {
     check_instance_name(name)?;
     Ok(name.to_owned())
@@ -153,6 +176,8 @@ pub enum Command {
     Show(show::ShowArgs),
     Ack(ack::AckArgs),
     Unack(ack::UnackArgs),
+    Note(note::NoteArgs),
+    Timeline(timeline::TimelineArgs),
     Release(release::ReleaseArgs),
     Snapshot(snapshot::SnapshotArgs),
     Completions(completions::CompletionsArgs),
@@ -207,6 +232,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Show(args) => show::run(&args, global),
         Command::Ack(args) => ack::run(&args, global),
         Command::Unack(args) => ack::run_unack(&args, global),
+        Command::Note(args) => note::run(&args, global),
+        Command::Timeline(args) => timeline::run(&args, global),
         Command::Release(args) => release::run(&args, global),
         Command::Snapshot(args) => snapshot::run(&args, global),
         Command::Completions(args) => completions::run(&args),

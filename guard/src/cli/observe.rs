@@ -56,6 +56,7 @@ pub fn run(args: &ObserveArgs, global: &Global) -> anyhow::Result<Exit> {
         cut_me: false,
         // Nothing is cut, so there is nothing to undo.
         confirm_within: Some("none".parse().map_err(|error| anyhow::anyhow!("{error}"))?),
+        by: super::ByArgs::default(),
         instance: args.instance.clone(),
     };
     run::run(&run, global)

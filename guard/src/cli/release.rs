@@ -1,15 +1,20 @@
 use clap::Args;
 
-use super::{Exit, Global, InstanceArgs, output};
-use crate::daemon::{
-    attached, control,
-    state_dir::{StateDir, StateError},
+use super::{ByArgs, Exit, Global, InstanceArgs, output};
+use crate::{
+    daemon::{
+        attached, control,
+        state_dir::{StateDir, StateError},
+    },
+    journal::{self, Event},
 };
 
 /// Take everything down: this host is open again
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  guard release")]
 pub struct ReleaseArgs {
+    #[command(flatten)]
+    pub by: ByArgs,
     #[command(flatten)]
     pub instance: InstanceArgs,
 }
@@ -28,6 +33,12 @@ pub fn run(args: &ReleaseArgs, global: &Global) -> anyhow::Result<Exit> {
         state.forget()?;
         drop(lock);
         control::tell(&state.socket(), &control::Request::Released);
+        if released {
+            journal::record(
+                state.path(),
+                &args.by.entry(Event::Release, "nothing is attached any more, everything passes"),
+            );
+        }
     }
     let text = if released {
         "released: nothing of guard is attached any more, everything passes".to_owned()

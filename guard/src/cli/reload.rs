@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Exit, Global, InstanceArgs, output};
+use super::{ByArgs, Exit, Global, InstanceArgs, output};
 use crate::{
     daemon::{
         attached,
@@ -12,6 +12,7 @@ use crate::{
         way_back::Within,
     },
     host::picture::{Picture, on_terminal},
+    journal::{self, Event},
 };
 
 /// Change the policy in force, in one step; on any error the old one stays
@@ -35,6 +36,8 @@ pub struct ReloadArgs {
     /// terminal, none else]
     #[arg(long, value_name = "TIME")]
     pub confirm_within: Option<Within>,
+    #[command(flatten)]
+    pub by: ByArgs,
     #[command(flatten)]
     pub instance: InstanceArgs,
 }
@@ -63,6 +66,8 @@ pub fn run(args: &ReloadArgs, global: &Global) -> anyhow::Result<Exit> {
     };
     let changed = change::change(&mut engine, &state, &Picture::read()?, &change)?;
     if changed.published {
+        let entry = args.by.entry(Event::Reload, "another policy was put in force").changed(&changed);
+        journal::record(state.path(), &entry);
         control::tell(&state.socket(), &control::Request::Changed);
     }
     if global.json {

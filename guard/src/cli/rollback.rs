@@ -1,12 +1,17 @@
 use clap::Args;
 
-use super::{Exit, Global, InstanceArgs, output};
-use crate::daemon::{attached, change, control, engine::Engine};
+use super::{ByArgs, Exit, Global, InstanceArgs, output};
+use crate::{
+    daemon::{attached, change, control, engine::Engine, state_dir::Kept},
+    journal::{self, Event},
+};
 
 /// Undo an unconfirmed change now
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  guard rollback")]
 pub struct RollbackArgs {
+    #[command(flatten)]
+    pub by: ByArgs,
     #[command(flatten)]
     pub instance: InstanceArgs,
 }
@@ -21,6 +26,9 @@ pub fn run(args: &RollbackArgs, global: &Global) -> anyhow::Result<Exit> {
         }
         engine.roll_back()?;
         change::follow_rollback(&engine, &state)?;
+        let kept = state.manifest(Kept::Active).ok().flatten();
+        let entry = args.by.entry(Event::Rollback, "an unconfirmed change was undone").kept(kept.as_ref());
+        journal::record(state.path(), &entry);
     }
     control::tell(&state.socket(), &control::Request::Changed);
     let generation = change::in_force(&engine.read_back()?).map(|(_, generation)| generation);

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Exit, Global, InstanceArgs, output};
+use super::{ByArgs, Exit, Global, InstanceArgs, output};
 use crate::{
     daemon::{
         attached::{self, Kernel, StartOptions},
@@ -16,6 +16,7 @@ use crate::{
         way_back::Within,
     },
     host::picture::{Picture, on_terminal},
+    journal::{self, Entry, Event, Footprint},
     policy::{effective::hex, model::Policy},
     record::{
         clock::Clock,
@@ -70,6 +71,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "TIME")]
     pub confirm_within: Option<Within>,
     #[command(flatten)]
+    pub by: ByArgs,
+    #[command(flatten)]
     pub instance: InstanceArgs,
 }
 
@@ -96,11 +99,13 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<Exit> {
         anyhow::bail!("a daemon runs already with {}; `guard reload` changes its policy", state.path().display());
     };
     let (mut kernel, put) = put_in_force(args, &change, &state)?;
+    write_down(args, &kernel, &state, &policy, &put);
     for line in attached::notices(&kernel)? {
         eprintln!("notice: {}", output::escape_line(&line));
     }
     let ended = record(&mut kernel, &state, &policy, &put, args, global)?;
     if ended == Ended::Signal {
+        journal::record(state.path(), &Entry::new(Event::Stopped, "recording ended by a signal; the kernel goes on"));
         let how = if is_observing(&hex(&policy.sha256)) {
             "The kernel goes on letting everything pass, under"
         } else if enforces_anything(&policy) {
@@ -115,6 +120,22 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<Exit> {
         ))?;
     }
     Ok(Exit::Good)
+}
+
+/// For the timeline, with what guard has on this host from now on.
+fn write_down(args: &RunArgs, kernel: &Kernel, state: &StateDir, policy: &Policy, put: &Put) {
+    let text = match (&put.changed, put.fresh) {
+        (None, _) => "recording begins; the policy in force was taken over as it was",
+        (Some(_), true) => "guard started",
+        (Some(_), false) => "guard was attached already; this policy took the place of the one in force",
+    };
+    let mut entry = args.by.entry(Event::Run, text);
+    entry = match &put.changed {
+        Some(changed) => entry.changed(changed),
+        None => entry.policy(&policy.name, &hex(&policy.sha256), put.generation),
+    };
+    entry.footprint = Some(Footprint::of(kernel, state.path()));
+    journal::record(state.path(), &entry);
 }
 
 /// What was put in force, or found there.

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     host::{held::HeldFlow, picture::Picture, session::Session},
+    journal::{self, Entry, Event},
     policy::{
         compile::{Clocks, Compiled, compile},
         model::{Mode, Policy},
@@ -199,6 +200,9 @@ pub fn settle(engine: &mut dyn Engine, state: &StateDir) -> anyhow::Result<bool>
         return Ok(false);
     }
     follow_rollback(engine, state)?;
+    let kept = state.manifest(Kept::Active)?;
+    let text = "the change was not confirmed in time: the kernel undid it at its deadline";
+    journal::record(state.path(), &Entry::new(Event::Rollback, text).kept(kept.as_ref()));
     Ok(true)
 }
 

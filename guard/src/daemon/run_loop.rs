@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     host::{picture::Picture, watch::NetworkWatch},
+    journal::{self, Entry, Event},
     policy::model::Policy,
     record::{
         clock::{Clock, for_people, unix_now},
@@ -333,6 +334,8 @@ impl<'a> Daemon<'a> {
         match result {
             Ok((changed, policy)) => {
                 self.know(changed.generation, &policy);
+                let entry = Entry::new(Event::Reload, "SIGHUP: the policy's file was read again").changed(&changed);
+                journal::record(self.state.path(), &entry);
                 let text = format!(
                     "reloaded: policy {}, generation {}, {} flows cut",
                     changed.policy,

@@ -6,6 +6,7 @@
 //! flows.jsonl    records, for others
 //! store.db       records, for review
 //! acks.jsonl     decisions on them
+//! timeline.jsonl who did what when, and what guard noticed
 //! control.sock   the daemon's socket
 //! lock           held by whoever changes the policy
 //! daemon.lock    held while a daemon runs

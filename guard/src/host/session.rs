@@ -333,7 +333,7 @@ fn is_ssh_server(process: &Process) -> bool {
 }
 
 /// `client-address client-port server-address server-port` to (local, remote).
-fn parse_ssh_connection(text: &str) -> Option<(SocketAddr, SocketAddr)> {
+pub(super) fn parse_ssh_connection(text: &str) -> Option<(SocketAddr, SocketAddr)> {
     let mut words = text.split_ascii_whitespace();
     let mut end = || -> Option<SocketAddr> {
         // A link-local address may carry its interface.

@@ -266,6 +266,12 @@ impl Instance {
         &self.name
     }
 
+    /// Where its maps, programs and links are pinned.
+    #[must_use]
+    pub fn pin_directory(&self) -> &std::path::Path {
+        self.pins.directory()
+    }
+
     #[must_use]
     pub const fn settings(&self) -> &Settings {
         &self.settings

@@ -14,7 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::group::Id;
-use crate::record::who::Unusual;
+use crate::{host::person::Person, record::who::Unusual};
 
 /// Its name in the state directory.
 pub const FILE: &str = "acks.jsonl";
@@ -35,29 +35,13 @@ pub struct Ack {
     pub until: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    pub by: Reviewer,
+    pub by: Person,
     /// What was unusual about its program then: more than that is shown again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unusual: Vec<Unusual>,
     /// The group in words, for whoever reads the history when the records are gone.
     #[serde(default)]
     pub what: String,
-}
-
-/// Who decided, as far as the host knows.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reviewer {
-    /// `--as`, else who called sudo, else the login user, else the user.
-    pub name: String,
-    /// How that is known: `as`, `sudo`, `login` or `user`.
-    pub by: String,
-    pub uid: u32,
-    /// `/proc/self/loginuid`: who logged in, whatever became of the session since.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub login_uid: Option<u32>,
-    /// Fingerprint of the SSH key of this session, where sshd logged or exposed it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -147,7 +131,7 @@ impl Acks {
 
 impl Ack {
     #[must_use]
-    pub fn new(id: Id, acknowledged: bool, at: i64, by: Reviewer, what: String) -> Self {
+    pub fn new(id: Id, acknowledged: bool, at: i64, by: Person, what: String) -> Self {
         Self { id: id.to_string(), acknowledged, at, until: None, note: None, by, unusual: Vec::new(), what }
     }
 
@@ -169,47 +153,12 @@ fn ends_whole(file: &mut File) -> io::Result<bool> {
     Ok(last[0] == b'\n')
 }
 
-impl Reviewer {
-    /// Who runs this command.
-    #[must_use]
-    pub fn now(named: Option<&str>) -> Self {
-        let uid = nix::unistd::getuid().as_raw();
-        let name_of = |uid: u32| {
-            nix::unistd::User::from_uid(uid.into()).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
-        };
-        let login_uid = std::fs::read_to_string("/proc/self/loginuid")
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .filter(|&uid| uid != u32::MAX);
-        let sudo = std::env::var("SUDO_USER").ok().filter(|name| !name.is_empty());
-        let (name, by) = match (named, sudo, login_uid) {
-            (Some(name), ..) => (name.to_owned(), "as"),
-            (None, Some(name), _) => (name, "sudo"),
-            (None, None, Some(uid)) => (name_of(uid), "login"),
-            (None, None, None) => (name_of(uid), "user"),
-        };
-        Self { name, by: by.to_owned(), uid, login_uid, key: session_key() }
-    }
-}
-
-/// `SSH_USER_AUTH` names a file with the keys that this session was let in by (sshd's ExposeAuthInfo).
-fn session_key() -> Option<String> {
-    use base64::{Engine as _, engine::general_purpose::STANDARD, engine::general_purpose::STANDARD_NO_PAD};
-    use sha2::{Digest, Sha256};
-    let file = std::env::var_os("SSH_USER_AUTH")?;
-    let text = std::fs::read_to_string(file).ok()?;
-    // `publickey ssh-ed25519 AAAA…`
-    let blob = text.lines().find_map(|line| line.strip_prefix("publickey ")?.split_whitespace().nth(1))?;
-    let digest = Sha256::digest(STANDARD.decode(blob).ok()?);
-    Some(format!("SHA256:{}", STANDARD_NO_PAD.encode(digest)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn ack(id: u64, acknowledged: bool, at: i64) -> Ack {
-        Ack::new(Id(id), acknowledged, at, Reviewer::default(), String::new())
+        Ack::new(Id(id), acknowledged, at, Person::default(), String::new())
     }
 
     #[test]
