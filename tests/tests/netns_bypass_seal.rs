@@ -8,7 +8,7 @@ use guard_tests::{
     guard::Guard,
     new_world,
     skip::skip,
-    witness::Witness,
+    witness::{Witness, packet_socket},
     world::World,
 };
 
@@ -49,6 +49,25 @@ fn a_32_bit_call_is_refused_or_named() {
         assert!(said.good() && leaves(&witness, PASSES), "the cgroup form learned to see it: say so in SECURITY.md");
         assert!(missing.contains("no fmod_ret seal") && missing.contains("32-bit"), "it is named: {missing}");
     }
+}
+
+/// What a socket was told before the seal stood cannot be asked; that it is older is said for as long as it is open.
+#[test]
+fn sockets_from_before_are_named() {
+    let Some(world) = new_world("netns_bypass_seal sockets_from_before") else { return };
+    let index = world.server.interface_index("eth0");
+    let make = || world.server.run(|| packet_socket(index)).unwrap();
+    let before = make();
+    let guard = Guard::start(&world, POLICY).unwrap();
+    let after = make();
+    let missing = || guard.status().unwrap()["missing"].to_string();
+    let said = missing();
+    assert!(said.contains("1 packet or AF_XDP sockets are older than the seal"), "{said}");
+    assert!(said.contains(&format!(" {}", std::process::id())), "{said}");
+    drop(before);
+    let said = missing();
+    assert!(!said.contains("older than the seal"), "{said}");
+    drop(after);
 }
 
 #[test]

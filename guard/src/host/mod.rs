@@ -8,6 +8,7 @@ pub mod firewalls;
 pub mod held;
 pub mod identity;
 pub(crate) mod netlink;
+pub mod packet_sockets;
 pub mod person;
 pub mod picture;
 pub mod processes;

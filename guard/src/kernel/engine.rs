@@ -8,8 +8,9 @@ use super::{Instance, sys};
 use crate::{
     daemon::{
         engine::{Engine, ReadBack},
-        report::{Hook, InterfaceLine},
+        report::{Hook, InterfaceLine, harmless},
     },
+    host::packet_sockets,
     policy::compile::Compiled,
     record::{flow::Key, sweep::Now},
 };
@@ -70,6 +71,15 @@ impl Engine for Instance {
                  verdict to the wire"
                     .to_owned(),
             );
+        }
+        let unsealed = &self.settings.unsealed & &packet_sockets::inodes();
+        if !unsealed.is_empty() {
+            missing.push(format!(
+                "{} packet or AF_XDP sockets are older than the seal, and may have been prepared to go round the wire \
+                 (PACKET_QDISC_BYPASS): {}; restart what you know, look at the rest",
+                unsealed.len(),
+                harmless(&packet_sockets::holders(&unsealed))
+            ));
         }
         Ok(ReadBack {
             state,

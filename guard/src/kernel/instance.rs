@@ -26,7 +26,7 @@ use super::{
     sys,
 };
 use crate::{
-    host::sock_diag,
+    host::{packet_sockets, sock_diag},
     policy::compile::{Compiled, InterfaceClasses},
 };
 
@@ -118,6 +118,9 @@ impl Instance {
         instance.look_at_interfaces()?;
         instance.attach_cgroup()?;
         instance.learn_sockets()?;
+        // After the seal: one that is made between the two is taken for older, none for younger.
+        instance.settings.unsealed = packet_sockets::inodes().into_iter().take(settings::MOST_UNSEALED).collect();
+        settings::write(instance.map(META)?, 0, &instance.settings, &path)?;
         Ok(instance)
     }
 

@@ -2,7 +2,7 @@
 //! expect there, and so does a daemon of another version.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::{fd::BorrowedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
@@ -59,7 +59,13 @@ pub struct Settings {
     pub started_ns: u64,
     /// The programs that were loaded, with the kernel's hash of their instructions (hex).
     pub programs: BTreeMap<String, String>,
+    /// Inodes of packet and AF_XDP sockets that were there when the seal was set: what they were told before, nobody knows.
+    #[serde(default)]
+    pub unsealed: BTreeSet<u32>,
 }
+
+/// So many at most are remembered: they have to fit into `META`.
+pub const MOST_UNSEALED: usize = 512;
 
 impl Settings {
     /// Probes the kernel.
@@ -86,6 +92,7 @@ impl Settings {
             hz: super::features::tick_hz().map_err(KernelError::call("cannot measure the kernel's tick"))?,
             started_ns: sys::boot_ns(),
             programs: BTreeMap::new(),
+            unsealed: BTreeSet::new(),
         })
     }
 
