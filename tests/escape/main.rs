@@ -10,6 +10,7 @@
 //! ```
 
 mod attempt;
+mod cgroups;
 mod controls;
 mod devices;
 mod frames;
@@ -40,7 +41,7 @@ pub const POLICY: &str = "version: 1\nname: escape\nmode: enforce\n\
     outbound:\n  - { name: updates, to: responder, services: tcp/443 }\n  - { name: dns, to: router, services: dns }\n";
 
 fn table() -> Vec<Attempt> {
-    [frames::all(), link::all(), sockets::all(), held::all(), tools::all(), devices::all()]
+    [frames::all(), link::all(), sockets::all(), held::all(), cgroups::all(), tools::all(), devices::all()]
         .into_iter()
         .flatten()
         .collect()

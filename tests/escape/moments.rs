@@ -41,7 +41,7 @@ pub fn flood() -> Result<()> {
     }
 }
 
-/// None may pass; the last row shows that they were live.
+/// None may pass; that they were live is shown by the release.
 pub fn all(world: &World, guard: &mut Guard) -> Vec<Moment> {
     vec![
         ("moment: policy reloads under attempt", watched(world, guard, reloads)),
@@ -50,6 +50,7 @@ pub fn all(world: &World, guard: &mut Guard) -> Vec<Moment> {
         ("moment: a hook detached, noticed and put back", noticed(world, guard, detached)),
         ("moment: a foreign program in front, noticed and overtaken", noticed(world, guard, in_front)),
         ("moment: released, the attempts get out (so they were live)", released(world, guard)),
+        ("moment: started under attempt, from the ready line on nothing gets out", started(world, guard)),
     ]
 }
 
@@ -150,5 +151,19 @@ fn released(world: &World, guard: &mut Guard) -> Result<()> {
     guard.release()?;
     thread::sleep(Duration::from_millis(300));
     ensure!(flood.left() > 0, "nothing got out without guard either");
+    Ok(())
+}
+
+fn started(world: &World, guard: &mut Guard) -> Result<()> {
+    let flood = Flood::start(world)?;
+    thread::sleep(Duration::from_millis(100));
+    ensure!(flood.left() > 0, "nothing got out before the start");
+    guard.run(&[])?;
+    // What had left by then may still be on its way to the witness.
+    thread::sleep(Duration::from_millis(50));
+    flood.witness.forget();
+    thread::sleep(Duration::from_millis(500));
+    ensure!(flood.witness.lost()? == 0, "the witness lost frames");
+    ensure!(flood.left() == 0, "{} packets got out after the ready line", flood.left());
     Ok(())
 }

@@ -58,7 +58,7 @@ fn connect(socket: &OwnedFd, to: SocketAddr) -> Result<()> {
 }
 
 /// A connection whose first segment is enough; whether anybody answers is not waited for.
-fn syn(socket: &OwnedFd, to: SocketAddr) -> Result<()> {
+pub fn syn(socket: &OwnedFd, to: SocketAddr) -> Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     fcntl(socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     match nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
