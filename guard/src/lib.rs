@@ -5,6 +5,7 @@ pub mod daemon;
 pub mod host;
 pub mod journal;
 pub mod kernel;
+pub mod lockdown;
 pub mod object;
 pub mod policy;
 pub mod record;

@@ -114,6 +114,7 @@ pub fn policy(seed: u64, clocks: Clocks, times: Times) -> Policy {
         inbound: if random.percent(50) { Mode::Audit } else { Mode::Enforce },
         outbound: if random.percent(50) { Mode::Audit } else { Mode::Enforce },
         rules,
+        lockdown: false,
         essentials: Essentials {
             arp: random.percent(50),
             dhcp: random.percent(50),

@@ -100,6 +100,7 @@ pub fn policy(rules: Vec<Rule>) -> Policy {
         outbound: Mode::Enforce,
         rules,
         essentials: Essentials::default(),
+        lockdown: false,
         tests: Vec::new(),
     }
 }

@@ -178,6 +178,7 @@ fn policy(mode: Mode, port: u16, interface: Option<&str>) -> Policy {
         outbound: mode,
         rules: vec![rule],
         essentials: Essentials::default(),
+        lockdown: false,
         tests: Vec::new(),
     }
 }

@@ -10,6 +10,7 @@ pub mod confirm;
 pub mod explain;
 pub mod flows;
 pub mod init;
+pub mod lockdown;
 pub mod man;
 pub mod note;
 pub mod observe;
@@ -166,6 +167,7 @@ pub enum Command {
     Init(init::InitArgs),
     Observe(observe::ObserveArgs),
     Run(run::RunArgs),
+    Lockdown(lockdown::LockdownArgs),
     Reload(reload::ReloadArgs),
     Confirm(confirm::ConfirmArgs),
     Rollback(rollback::RollbackArgs),
@@ -222,6 +224,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Init(args) => init::run(&args, global),
         Command::Observe(args) => observe::run(&args, global),
         Command::Run(args) => run::run(&args, global),
+        Command::Lockdown(args) => lockdown::run(&args, global),
         Command::Reload(args) => reload::run(&args, global),
         Command::Confirm(args) => confirm::run(&args, global),
         Command::Rollback(args) => rollback::run(&args, global),

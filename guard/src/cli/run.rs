@@ -153,6 +153,7 @@ fn options(args: &RunArgs) -> StartOptions {
         exclude: args.place.not_interface.clone(),
         shield: args.shield,
         cgroup: args.place.cgroup.clone(),
+        ports: false,
     }
 }
 

@@ -23,11 +23,13 @@ pub struct StartOptions {
     pub exclude: Vec<String>,
     pub shield: bool,
     pub cgroup: Option<PathBuf>,
+    /// Ports of containers and VMs that appear from now on, too (lockdown).
+    pub ports: bool,
 }
 
 impl StartOptions {
     fn selection(&self) -> Selection {
-        Selection { include: self.include.clone(), exclude: self.exclude.clone(), ..Selection::default() }
+        Selection { include: self.include.clone(), exclude: self.exclude.clone(), ports: self.ports }
     }
 }
 

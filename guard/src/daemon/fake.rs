@@ -161,6 +161,7 @@ pub fn policy_in(directory: &Path, name: &str, mode: Mode) -> (Policy, PathBuf) 
         outbound: mode,
         rules: Vec::new(),
         essentials: Essentials::default(),
+        lockdown: false,
         tests: Vec::new(),
     };
     (policy, file)

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use guard_common::{Direction, Reason, Verdict};
+use guard_common::{Direction, Reason, Verdict, decide::Outcome};
 use serde::Serialize;
 
 use super::report::harmless;
@@ -132,7 +132,16 @@ pub fn assess<'a>(
     let mut cut: Vec<&HeldFlow> = Vec::new();
     let mut cut_sessions: Vec<(SocketAddr, SocketAddr)> = Vec::new();
     for flow in held {
-        let decision = held::decide(&candidate.compiled.nodes, flow, candidate.class, candidate.now.boot_ns);
+        let mut decision = held::decide(&candidate.compiled.nodes, flow, candidate.class, candidate.now.boot_ns);
+        // As `judge::ask` does.
+        if candidate.policy.lockdown
+            && flow.adopted
+            && flow.direction == Direction::Inbound
+            && decision.outcome.verdict() == Verdict::Allow
+            && !decision.named
+        {
+            decision.outcome = Outcome::without_rule(Reason::UnnamedRemote);
+        }
         if decision.outcome.verdict() == Verdict::Allow {
             impact.would_keep += 1;
             continue;
@@ -320,6 +329,7 @@ mod tests {
             outbound: Mode::Audit,
             rules: Vec::new(),
             essentials: Essentials::default(),
+            lockdown: false,
             tests: Vec::new(),
         }
     }
@@ -340,6 +350,7 @@ mod tests {
             tcp: guard_common::abi::TcpState::Established,
             answered: true,
             cookie: 0,
+            adopted: true,
             source: Source::Socket,
             program: Some((10, "sshd".to_owned())),
         }

@@ -53,6 +53,7 @@ pub fn of_datagrams(
             tcp: TcpState::None,
             answered: flow.answered,
             cookie: socket.cookie,
+            adopted: true,
             source: Source::Conntrack,
             program: holder.map(|holder| (holder.pid, holder.program().unwrap_or(&holder.comm).to_owned())),
         });

@@ -50,6 +50,8 @@ pub struct HeldFlow {
     pub answered: bool,
     /// 0: no socket of ours.
     pub cookie: u64,
+    /// It began before guard looked: nothing is known of its first packet.
+    pub adopted: bool,
     pub source: Source,
     /// Who holds the socket.
     pub program: Option<(u32, String)>,
@@ -119,6 +121,7 @@ pub fn of_sockets(
             tcp,
             answered: !matches!(socket.state, SocketState::SynSent | SocketState::SynReceived),
             cookie: socket.cookie,
+            adopted: true,
             source: Source::Socket,
             program: holder.map(|holder| (holder.pid, holder.program().unwrap_or(&holder.comm).to_owned())),
         });
@@ -158,6 +161,7 @@ pub fn of_conntrack(tracked: &[Tracked], network: &Network<'_>, routes: &mut Rou
                 tcp: if flow.protocol == TCP { tracked_state(flow.tcp_state) } else { TcpState::None },
                 answered: flow.answered,
                 cookie: 0,
+                adopted: true,
                 source: Source::Conntrack,
                 program: None,
             });
@@ -177,6 +181,7 @@ pub fn of_tables(held: impl IntoIterator<Item = (Key, Flow)>) -> Vec<HeldFlow> {
             tcp: tcp_state(flow.tcp),
             answered: flow.flags & Flow::ANSWERED != 0,
             cookie: flow.socket_cookie,
+            adopted: flow.flags & Flow::ADOPTED != 0,
             source: Source::Table,
             program: None,
         })
@@ -195,6 +200,7 @@ pub fn merge(lists: impl IntoIterator<Item = Vec<HeldFlow>>) -> Vec<HeldFlow> {
             Some(known) => {
                 if flow.source == Source::Table {
                     known.direction = flow.direction;
+                    known.adopted = flow.adopted;
                     known.interface = flow.interface.or(known.interface);
                 }
                 known.program = known.program.take().or(flow.program);

@@ -88,6 +88,7 @@ impl Picture {
                     tcp: TcpState::None,
                     answered: true,
                     cookie: carrier.cookie,
+                    adopted: true,
                     source: held::Source::Socket,
                     program: Some((carrier.pid, carrier.program.clone())),
                 })

@@ -512,6 +512,7 @@ mod tests {
             tcp: guard_common::abi::TcpState::None,
             answered: true,
             cookie: 600,
+            adopted: true,
             source: crate::host::held::Source::Conntrack,
             program: None,
         });

@@ -36,6 +36,9 @@ pub fn yaml(policy: &Policy) -> String {
         let mut essentials = policy.essentials;
         let _ = writeln!(text, "  {name}: {}", *switch(&mut essentials));
     }
+    if policy.lockdown {
+        text.push_str("\n# An inbound flow that began before guard needs a remote that is named.\nlockdown: true\n");
+    }
     text.push_str(
         "\n# Whatever is not listed above is denied; so are source routes, ICMP redirects and what cannot be parsed.\n",
     );

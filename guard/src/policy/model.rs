@@ -19,6 +19,9 @@ pub struct Policy {
     /// The position is the rule's number, in tables, counters and records.
     pub rules: Vec<Rule>,
     pub essentials: Essentials,
+    /// `lockdown: true`: an inbound flow that began before guard needs a remote that a rule names. An implant's session may
+    /// sit on a port that is open to `any`.
+    pub lockdown: bool,
     pub tests: Vec<Test>,
 }
 

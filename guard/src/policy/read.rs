@@ -11,8 +11,19 @@ use super::{
     yaml::{Node, Value},
 };
 
-const TOP: &[&str] =
-    &["version", "name", "include", "mode", "groups", "services", "inbound", "outbound", "essentials", "tests"];
+const TOP: &[&str] = &[
+    "version",
+    "name",
+    "include",
+    "mode",
+    "groups",
+    "services",
+    "inbound",
+    "outbound",
+    "essentials",
+    "lockdown",
+    "tests",
+];
 const RULE: &[&str] = &["name", "action", "from", "to", "services", "interface", "local", "expires", "comment"];
 
 /// Reads one file. Problems are in the reporter; `None`: it is not a policy at all.
@@ -43,6 +54,8 @@ pub fn read(reporter: &mut Reporter, root: &Node) -> Option<Document> {
     if let Some(node) = map.get("essentials") {
         document.essentials = reader.essentials(node);
     }
+    document.lockdown =
+        map.get("lockdown").is_some_and(|node| reader.boolean(node, "lockdown").is_some_and(|on| on.value));
     if let Some(node) = map.get("tests") {
         document.tests = reader.tests(node);
     }

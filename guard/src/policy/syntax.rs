@@ -23,6 +23,7 @@ pub struct Document {
     /// Of both directions, in file order.
     pub rules: Vec<Rule>,
     pub essentials: Vec<(Text, At<bool>)>,
+    pub lockdown: bool,
     pub tests: Vec<Test>,
 }
 

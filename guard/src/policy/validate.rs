@@ -72,6 +72,8 @@ pub fn validate(files: &mut Files, now: Timestamp) -> Option<(Policy, Vec<Span>)
         outbound: modes.and_then(|modes| modes.outbound).unwrap_or(Mode::Audit),
         rules,
         essentials,
+        // It only takes away, so any of the files may ask for it.
+        lockdown: documents.iter().any(|document| document.lockdown),
         tests,
     };
     // Of half a policy, what its errors took away would be missed.

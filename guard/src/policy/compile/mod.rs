@@ -335,6 +335,7 @@ fn flags(policy: &Policy, resolved: &Resolved) -> SlotFlags {
     let flags = [
         (policy.inbound == Mode::Enforce, SlotFlags::ENFORCE_INBOUND),
         (policy.outbound == Mode::Enforce, SlotFlags::ENFORCE_OUTBOUND),
+        (policy.lockdown, SlotFlags::LOCKDOWN),
         (!resolved.patterns.is_empty(), SlotFlags::BY_INTERFACE),
         (!resolved.locals.is_empty(), SlotFlags::BY_LOCAL),
         (loopback, SlotFlags::LOOPBACK),

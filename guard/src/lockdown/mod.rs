@@ -1,0 +1,13 @@
+//! `guard lockdown`: contain this host, and lose neither the host nor the person who sits on it.
+//!
+//! In the order in which it happens: who carries this terminal ([`way_in`]), what is offered to stay ([`offers`]), the
+//! policy that comes of it ([`base`]), what the cut will harm ([`harm`]), and all of it on one screen ([`plan`]).
+
+pub mod base;
+pub mod harm;
+pub mod offers;
+pub mod packages;
+pub mod plan;
+pub mod prepare;
+pub mod sessions;
+pub mod way_in;

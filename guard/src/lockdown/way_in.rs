@@ -1,0 +1,435 @@
+//! The way in: the connection that carries this terminal, as a rule will name it, and what else hangs on it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
+
+use guard_common::Direction;
+use ipnet::{IpNet, Ipv6Net};
+use serde::Serialize;
+
+use super::sessions::{Behind, Family, is_ssh_server};
+use crate::{
+    host::{
+        held::HeldFlow,
+        picture::Picture,
+        route::{Routes, Way as Route},
+        session::Carrier,
+        sock_diag::{Socket, SocketState},
+    },
+    kernel::{self, Device, Selection},
+};
+
+/// A connection that stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Way {
+    pub inbound: bool,
+    pub remote: SocketAddr,
+    pub local: SocketAddr,
+    /// What the rule will name: the address, or its /64.
+    pub range: IpNet,
+    /// As a rule writes it: `tcp/22`.
+    pub service: String,
+    pub pid: u32,
+    pub program: String,
+    /// `ancestor`, `multiplexer`, `ssh_connection`, `tunnel`, `mosh`, `mosh_login`.
+    pub found: &'static str,
+    #[serde(skip)]
+    pub cookie: u64,
+}
+
+/// Another connection to the same service, from where the way in comes from: a bastion's other users, or the intruder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Other {
+    pub remote: SocketAddr,
+    pub local: SocketAddr,
+    pub pid: u32,
+    pub program: String,
+    pub uid: Option<u32>,
+    pub terminal: bool,
+    /// Boot-time nanoseconds.
+    pub since_ns: u64,
+    #[serde(skip)]
+    pub cookie: u64,
+}
+
+/// Why what is needed to keep this terminal is not known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Tunnel {
+    pub interface: String,
+    pub kind: String,
+    /// The remote of the session that goes through it.
+    pub session: SocketAddr,
+}
+
+/// All that was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct WayIn {
+    pub ways: Vec<Way>,
+    pub others: Vec<Other>,
+    /// Port forwards inside the session that stays: `out tcp 192.0.2.80:3306`, `listens on 127.0.0.1:8080`.
+    pub forwards: Vec<String>,
+    /// The session comes over a tunnel, and what carries that one is not seen.
+    pub unknown_tunnel: Option<Tunnel>,
+    /// Where no way in was found: the sessions at SSH ports, those with a terminal first.
+    pub candidates: Vec<Other>,
+    /// Sessions of git over SSH, which are many and nobody's terminal.
+    pub git_sessions: usize,
+    /// Services at which an SSH server listens.
+    pub ssh: Vec<String>,
+}
+
+impl WayIn {
+    /// `held`: the flows of this host. `exact`: an IPv6 source is kept alone, not its /64.
+    #[must_use]
+    pub fn find(picture: &Picture, held: &[HeldFlow], exact: bool) -> Self {
+        let family = Family::of(&picture.processes);
+        let mut found = Self { ssh: ssh_services(picture), ..Self::default() };
+        for carrier in &picture.session(held).carriers {
+            found.add(way(carrier, exact));
+        }
+        found.look_through_tunnels(picture, exact);
+        found.others = found.beside(picture, &family);
+        found.forwards = found.forwards_of(picture);
+        if found.ways.is_empty() {
+            found.find_candidates(picture, &family);
+        }
+        found
+    }
+
+    fn add(&mut self, way: Way) {
+        if !self.ways.iter().any(|known| (known.local, known.remote) == (way.local, way.remote)) {
+            self.ways.push(way);
+        }
+    }
+
+    /// The ranges from which one may come in.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<IpNet> {
+        let mut ranges: Vec<IpNet> = self.ways.iter().map(|way| way.range).collect();
+        ranges.sort_unstable();
+        ranges.dedup();
+        ranges
+    }
+
+    /// The session may come over a VPN that ends on this host: then what carries the VPN has to stay, too.
+    fn look_through_tunnels(&mut self, picture: &Picture, exact: bool) {
+        let devices = devices();
+        let mut routes = Routes::default();
+        for way in self.ways.clone() {
+            let Route::Interface(index) = routes.to(way.remote.ip()) else { continue };
+            let Some(device) = devices.get(&index).filter(|device| is_tunnel(device)) else { continue };
+            let outer: Vec<Carrier> = holders_of_tun(&device.name)
+                .into_iter()
+                .flat_map(|pid| outside_connections(picture, pid, &device.name, &devices))
+                .collect();
+            if outer.is_empty() {
+                self.unknown_tunnel =
+                    Some(Tunnel { interface: device.name.clone(), kind: device.kind.clone(), session: way.remote });
+            }
+            for carrier in &outer {
+                self.add(self::way(carrier, exact));
+            }
+        }
+    }
+
+    fn beside(&self, picture: &Picture, family: &Family<'_>) -> Vec<Other> {
+        let mut others: Vec<Other> = established(picture)
+            .filter(|socket| socket.protocol == 6)
+            .filter(|socket| {
+                self.ways.iter().any(|way| {
+                    way.inbound
+                        && way.local.port() == socket.local.port()
+                        && way.range.contains(&socket.remote.ip())
+                        && way.remote != socket.remote
+                })
+            })
+            .filter_map(|socket| other(picture, family, socket).map(|(other, _)| other))
+            .collect();
+        others.sort_by_key(|other| other.since_ns);
+        others
+    }
+
+    fn forwards_of(&self, picture: &Picture) -> Vec<String> {
+        let mut forwards = Vec::new();
+        for way in self.ways.iter().filter(|way| way.inbound) {
+            let Some(process) = picture.processes.get(way.pid) else { continue };
+            for socket in &picture.sockets.all {
+                let held = process.sockets.binary_search(&picture.sockets.holder(socket)).is_ok();
+                if !held || (socket.local, socket.remote) == (way.local, way.remote) {
+                    continue;
+                }
+                match socket.state {
+                    SocketState::Established => forwards.push(format!("out tcp {}", socket.remote)),
+                    SocketState::Listen => forwards.push(format!("listens on {}", socket.local)),
+                    _ => {}
+                }
+            }
+        }
+        forwards.sort();
+        forwards.dedup();
+        forwards
+    }
+
+    fn find_candidates(&mut self, picture: &Picture, family: &Family<'_>) {
+        let ports: Vec<u16> = ssh_ports(picture);
+        for socket in established(picture).filter(|socket| ports.contains(&socket.local.port())) {
+            let Some((other, behind)) = other(picture, family, socket) else { continue };
+            let git = !behind.terminal
+                && behind.pids.iter().filter_map(|pid| picture.processes.get(*pid)).any(|process| {
+                    process.program().is_some_and(|program| program.starts_with("git") || program == "gitlab-shell")
+                });
+            if git {
+                self.git_sessions += 1;
+            } else {
+                self.candidates.push(other);
+            }
+        }
+        self.candidates.sort_by_key(|candidate| (!candidate.terminal, candidate.since_ns));
+    }
+}
+
+fn way(carrier: &Carrier, exact: bool) -> Way {
+    let inbound = carrier.direction == Direction::Inbound;
+    let port = if inbound { carrier.local.port() } else { carrier.remote.port() };
+    Way {
+        inbound,
+        remote: carrier.remote,
+        local: carrier.local,
+        range: range(carrier.remote.ip(), exact || !inbound),
+        service: format!("{}/{port}", if carrier.protocol == 6 { "tcp" } else { "udp" }),
+        pid: carrier.pid,
+        program: carrier.program.clone(),
+        found: carrier.found.as_str(),
+        cookie: carrier.cookie,
+    }
+}
+
+/// A host of IPv6 changes its address within its /64 (RFC 8981).
+fn range(address: IpAddr, exact: bool) -> IpNet {
+    match address {
+        IpAddr::V6(address) if !exact && !address.is_unicast_link_local() => {
+            Ipv6Net::new(address, 64).map_or(IpNet::from(IpAddr::V6(address)), |net| net.trunc().into())
+        }
+        address => address.into(),
+    }
+}
+
+fn established(picture: &Picture) -> impl Iterator<Item = &Socket> {
+    picture.sockets.all.iter().filter(|socket| socket.state == SocketState::Established)
+}
+
+fn other(picture: &Picture, family: &Family<'_>, socket: &Socket) -> Option<(Other, Behind)> {
+    let inode = picture.sockets.holder(socket);
+    let behind = family.behind(inode)?;
+    let holder = picture.processes.holders(inode).next()?;
+    let other = Other {
+        remote: socket.remote,
+        local: socket.local,
+        pid: holder.pid,
+        program: holder.program().unwrap_or(&holder.comm).to_owned(),
+        uid: behind.uid,
+        terminal: behind.terminal,
+        since_ns: behind.since_ns,
+        cookie: socket.cookie,
+    };
+    Some((other, behind))
+}
+
+fn ssh_ports(picture: &Picture) -> Vec<u16> {
+    let mut ports: Vec<u16> = picture
+        .sockets
+        .all
+        .iter()
+        .filter(|socket| socket.protocol == 6 && socket.state == SocketState::Listen)
+        .filter(|socket| {
+            // systemd holds the port where sshd is started by its socket.
+            socket.local.port() == 22 || picture.processes.holders(picture.sockets.holder(socket)).any(is_ssh_server)
+        })
+        .map(|socket| socket.local.port())
+        .collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+fn ssh_services(picture: &Picture) -> Vec<String> {
+    let ports = ssh_ports(picture);
+    if ports.is_empty() { vec!["tcp/22".to_owned()] } else { ports.iter().map(|port| format!("tcp/{port}")).collect() }
+}
+
+fn devices() -> BTreeMap<u32, Device> {
+    let devices = kernel::preview(&Selection::default()).unwrap_or_default();
+    devices.into_iter().map(|(device, _)| (device.index, device)).collect()
+}
+
+/// What is inside another packet on its way to this host.
+fn is_tunnel(device: &Device) -> bool {
+    matches!(
+        device.kind.as_str(),
+        "tun"
+            | "wireguard"
+            | "gre"
+            | "gretap"
+            | "ip6gre"
+            | "ipip"
+            | "ip6tnl"
+            | "sit"
+            | "vxlan"
+            | "geneve"
+            | "vti"
+            | "vti6"
+            | "xfrm"
+            | "ppp"
+            | "amt"
+            | "ovpn"
+    )
+}
+
+/// Processes that drive a tun device (fdinfo names it since Linux 3.14).
+fn holders_of_tun(name: &str) -> Vec<u32> {
+    let mut holders = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        for descriptor in fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten() {
+            if fs::read_link(descriptor.path()).is_ok_and(|target| target == Path::new("/dev/net/tun")) {
+                let info = entry.path().join("fdinfo").join(descriptor.file_name());
+                let text = fs::read_to_string(info).unwrap_or_default();
+                if text.lines().any(|line| line.strip_prefix("iff:").is_some_and(|value| value.trim() == name)) {
+                    holders.push(pid);
+                    break;
+                }
+            }
+        }
+    }
+    holders
+}
+
+/// Connections of a VPN's process that do not go through the VPN itself.
+fn outside_connections(picture: &Picture, pid: u32, tun: &str, devices: &BTreeMap<u32, Device>) -> Vec<Carrier> {
+    let Some(process) = picture.processes.get(pid) else { return Vec::new() };
+    let listeners = picture.sockets.listeners();
+    let mut routes = Routes::default();
+    established(picture)
+        .filter(|socket| socket.protocol == 6)
+        .filter(|socket| process.sockets.binary_search(&picture.sockets.holder(socket)).is_ok())
+        .filter(|socket| match routes.to(socket.remote.ip()) {
+            Route::Interface(index) => devices.get(&index).is_some_and(|device| device.name != tun),
+            Route::Local | Route::None => false,
+        })
+        .map(|socket| Carrier {
+            protocol: 6,
+            local: socket.local,
+            remote: socket.remote,
+            direction: if crate::host::sock_diag::has_listener(&listeners, 6, socket.local) {
+                Direction::Inbound
+            } else {
+                Direction::Outbound
+            },
+            cookie: socket.cookie,
+            pid,
+            program: process.program().unwrap_or(&process.comm).to_owned(),
+            found: crate::host::session::Found::Tunnel,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashMap, HashSet};
+
+    use super::*;
+    use crate::host::{
+        conntrack,
+        processes::{Process, Processes},
+        sock_diag::Sockets,
+    };
+
+    fn socket(local: &str, remote: &str, inode: u32) -> Socket {
+        let remote: SocketAddr = remote.parse().unwrap();
+        Socket {
+            protocol: 6,
+            state: if remote.port() == 0 { SocketState::Listen } else { SocketState::Established },
+            local: local.parse().unwrap(),
+            remote,
+            interface: 0,
+            cookie: u64::from(inode),
+            inode,
+            uid: 0,
+        }
+    }
+
+    fn process(pid: u32, parent: u32, program: &str, tty: u32, sockets: &[u32]) -> Process {
+        Process {
+            pid,
+            parent,
+            exe: Some(format!("/usr/bin/{program}").into()),
+            tty,
+            sockets: sockets.to_vec(),
+            ..Process::default()
+        }
+    }
+
+    /// This test's process stands below an sshd's session; a colleague and git come from the same place.
+    fn picture() -> Picture {
+        let own = std::process::id();
+        let all = vec![
+            socket("0.0.0.0:22", "0.0.0.0:0", 100),
+            socket("192.0.2.1:22", "198.51.100.7:4000", 101),
+            socket("192.0.2.1:22", "198.51.100.7:4001", 102),
+            socket("192.0.2.1:22", "203.0.113.9:4002", 103),
+            socket("192.0.2.1:41000", "192.0.2.80:3306", 104),
+        ];
+        let processes = vec![
+            process(1, 0, "sshd", 0, &[100]),
+            process(10, 1, "sshd", 0, &[101, 104]),
+            process(own, 10, "guard", 34816, &[]),
+            process(20, 1, "sshd", 0, &[102]),
+            process(21, 20, "bash", 34817, &[]),
+            process(30, 1, "sshd", 0, &[103]),
+            process(31, 30, "git-upload-pack", 0, &[]),
+        ];
+        Picture {
+            sockets: Sockets { all, ..Sockets::default() },
+            processes: Processes::from_list(processes),
+            tracked: Vec::new(),
+            conntrack: conntrack::Source::Absent,
+            own: HashSet::from(["192.0.2.1".parse().unwrap()]),
+            unix_peers: HashMap::new(),
+        }
+    }
+
+    #[test]
+    fn the_session_its_forwards_and_who_comes_from_the_same_place() {
+        let found = WayIn::find(&picture(), &[], false);
+        assert_eq!(found.ways.len(), 1);
+        let way = &found.ways[0];
+        assert_eq!((way.service.as_str(), way.range.to_string()), ("tcp/22", "198.51.100.7/32".to_owned()));
+        assert_eq!(found.forwards, ["out tcp 192.0.2.80:3306"]);
+        assert_eq!(found.others.len(), 1);
+        assert_eq!((found.others[0].pid, found.others[0].terminal), (20, true));
+        assert!(found.candidates.is_empty());
+    }
+
+    #[test]
+    fn without_a_session_those_at_the_ssh_ports_are_told() {
+        let mut picture = picture();
+        let all: Vec<Process> = picture.processes.iter().filter(|p| p.pid != std::process::id()).cloned().collect();
+        picture.processes = Processes::from_list(all);
+        let found = WayIn::find(&picture, &[], false);
+        assert!(found.ways.is_empty());
+        assert_eq!(found.candidates.iter().map(|c| c.pid).collect::<Vec<_>>(), [20, 10], "terminals first");
+        assert_eq!((found.git_sessions, found.ssh), (1, vec!["tcp/22".to_owned()]));
+    }
+
+    #[test]
+    fn an_ipv6_host_moves_within_its_64() {
+        let address: IpAddr = "2001:db8:17::7".parse().unwrap();
+        assert_eq!(range(address, false).to_string(), "2001:db8:17::/64");
+        assert_eq!(range(address, true).to_string(), "2001:db8:17::7/128");
+        assert_eq!(range("198.51.100.7".parse().unwrap(), false).to_string(), "198.51.100.7/32");
+    }
+}
