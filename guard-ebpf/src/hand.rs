@@ -5,11 +5,11 @@
 //! Programs at one hook never interrupt one another on a CPU: both tc hooks and generic XDP run with bottom halves off.
 
 use guard_common::{
-    Direction, Reason,
+    Direction, Reason, Verdict,
     abi::{Flow, Slot, SlotFlags},
     decide::Outcome,
     judge::{Answer, Asked, Context, FlowTable, Judgement, Ring, Settled},
-    packet::Packet,
+    packet::{Packet, transport::UDP},
 };
 
 use crate::{generation::Generation, maps::HAND};
@@ -78,6 +78,17 @@ impl Hand {
             packets: self.packets,
             bytes: self.bytes,
         }
+    }
+
+    /// An answer of a name server that was asked by a flow which this host began and the policy allowed.
+    #[inline(always)]
+    pub fn is_answer(&self) -> bool {
+        self.packet.source_port == 53
+            && self.packet.protocol == UDP
+            && self.direction == Direction::Inbound as u8
+            && self.judged_direction == Direction::Outbound as u8
+            && matches!(Outcome(self.outcome).verdict(), Verdict::Allow)
+            && !self.packet.is(Packet::FRAGMENT)
     }
 
     /// Whether a policy is in force.

@@ -17,7 +17,7 @@ use guard_common::{
     Reason,
     abi::{
         COUNTERS as COUNTER_SLOTS, ClockReading, Counter, Flow, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6,
-        FragmentValue, Interface, LOST_SLOTS, NoteKey, Owner, RuleCounter, Slot, State,
+        FragmentValue, Interface, LOST_SLOTS, NoteKey, Offsets, Owner, RuleCounter, Slot, State,
     },
     decide::Node,
 };
@@ -82,6 +82,18 @@ pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTE
 /// [`guard_common::abi::Event`]s.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// [`guard_common::abi::ProcessHead`]s and [`guard_common::abi::ProcessEvent`]s.
+#[map]
+pub static PROCESSES: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// Where the kernel keeps what the process programs read.
+#[map]
+pub static OFFSETS: Array<Offsets> = Array::with_max_entries(1, 0);
+
+/// [`guard_common::abi::AnswerEvent`]s.
+#[map]
+pub static ANSWERS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
 /// By reason: jiffies of the last [`guard_common::abi::EventKind::PacketDenied`].
 #[map]

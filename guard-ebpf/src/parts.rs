@@ -5,18 +5,18 @@
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use guard_common::{
     Verdict,
-    abi::{Event, EventKind, Owner},
+    abi::{AnswerEvent, Event, EventKind, Lost, Owner},
     decide::Outcome,
     judge::{self, Context, Found, Host, V4, V6, event_key},
     packet::{self, Link},
 };
 
 use crate::{
-    generation::Generation,
+    generation::{Generation, boot_ns},
     hand::Hand,
     kernel::{self, Kernel},
-    maps::OWNERS,
-    record::{begin_event, count_rule, may_report},
+    maps::{ANSWERS, OWNERS},
+    record::{begin_event, count_lost, count_rule, may_report},
     skb::{self, Direct, Loaded},
 };
 
@@ -337,6 +337,28 @@ pub unsafe extern "C" fn report(skb: *mut __sk_buff) -> i32 {
             let event: *mut Event = event;
             (*event).head_bytes = skb::load_head(skb, hand.packet.network_at.into(), &raw mut (*event).head);
         }
+    }
+    entry.submit(0);
+    0
+}
+
+/// Hands an answer of a name server to whoever names addresses.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn share_answer(skb: *mut __sk_buff) -> i32 {
+    let Some(hand) = Hand::get() else { return 1 };
+    let context = hand.context();
+    let Some(mut entry) = ANSWERS.reserve::<AnswerEvent>(0) else {
+        count_lost(Lost::Answers);
+        return 0;
+    };
+    let event = entry.as_mut_ptr();
+    // SAFETY: the entry has room for a whole event.
+    unsafe {
+        (*event).time = boot_ns();
+        (*event).family = hand.packet.family.into();
+        (*event).key = event_key(&hand.packet, &context);
+        (*event).length = skb::load_answer(skb, u32::from(hand.packet.transport_at) + 8, &raw mut (*event).bytes);
     }
     entry.submit(0);
     0

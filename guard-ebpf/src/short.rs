@@ -6,8 +6,9 @@ use guard_common::{
     Direction,
     judge::{Context, Short, V4, V6, short},
     packet::{
-        Bytes, Link,
+        Bytes, Link, Plain,
         plain::{self, LONGEST_V4, LONGEST_V6},
+        transport::UDP,
     },
 };
 
@@ -56,6 +57,9 @@ fn v4<B: Bytes>(
 ) -> Option<(Short, u32, u32)> {
     let (plain, headers) = plain::v4(head, network, skb::length(skb))?;
     let context = context(headers);
+    if may_be_answer(&plain, context.direction) {
+        return None;
+    }
     Some((short::<V4, _>(&mut Kernel::without_packet(0), &context, &plain), context.packets, context.bytes))
 }
 
@@ -68,7 +72,16 @@ fn v6<B: Bytes>(
 ) -> Option<(Short, u32, u32)> {
     let (plain, headers) = plain::v6(head, network, skb::length(skb))?;
     let context = context(headers);
+    if may_be_answer(&plain, context.direction) {
+        return None;
+    }
     Some((short::<V6, _>(&mut Kernel::without_packet(0), &context, &plain), context.packets, context.bytes))
+}
+
+/// What a name server may have sent goes the long way, which hands it on.
+#[inline(always)]
+fn may_be_answer(plain: &Plain, direction: Direction) -> bool {
+    plain.source_port == 53 && plain.protocol == UDP && matches!(direction, Direction::Inbound)
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_get_socket_cookie, bpf_skb_load_bytes},
 };
 use guard_common::{
-    abi::HEAD_BYTES,
+    abi::{ANSWER_BYTES, HEAD_BYTES},
     packet::{
         Bytes, Packet,
         bytes::LIMIT,
@@ -245,6 +245,31 @@ pub unsafe fn load_head(skb: *mut __sk_buff, from: u32, to: *mut [u8; HEAD_BYTES
     unsafe {
         core::arch::asm!(
             "{size} &= 255",
+            "{size} += 1",
+            size = inout(reg) size,
+            options(pure, nomem, nostack),
+        );
+        if bpf_skb_load_bytes(skb.cast(), from, to.cast(), size as u32) == 0 { size as u32 } else { 0 }
+    }
+}
+
+/// Copies what comes after a header; returns how much.
+///
+/// # Safety
+///
+/// `to` is writable.
+#[inline(always)]
+pub unsafe fn load_answer(skb: *mut __sk_buff, from: u32, to: *mut [u8; ANSWER_BYTES]) -> u32 {
+    let length = length(skb);
+    if length <= from {
+        return 0;
+    }
+    let rest = length - from;
+    let mut size = u64::from(if rest > ANSWER_BYTES as u32 { ANSWER_BYTES as u32 } else { rest }) - 1;
+    // SAFETY: as in `load_head`.
+    unsafe {
+        core::arch::asm!(
+            "{size} &= 2047",
             "{size} += 1",
             size = inout(reg) size,
             options(pure, nomem, nostack),

@@ -39,7 +39,7 @@ impl Programs {
         let names: Vec<String> = loaded
             .ebpf
             .programs()
-            .filter(|(_, program)| is_loaded_here(program))
+            .filter(|(name, program)| is_loaded_here(name, program))
             .map(|(name, _)| name.to_owned())
             .collect();
         for name in names {
@@ -116,7 +116,7 @@ impl Programs {
     /// What the verifier processed, by program; 0 where the kernel does not say (before 5.16).
     pub fn verified_instructions(&self) -> Result<Vec<(String, u32)>> {
         let mut counts = Vec::new();
-        for (name, program) in self.ebpf.programs().filter(|(_, program)| is_loaded_here(program)) {
+        for (name, program) in self.ebpf.programs().filter(|(name, program)| is_loaded_here(name, program)) {
             let info: ProgramInfo = program.info()?;
             counts.push((name.to_owned(), info.verified_instruction_count().unwrap_or(0)));
         }
@@ -126,8 +126,8 @@ impl Programs {
 }
 
 /// Those at kernel functions are loaded by guard alone: aya knows no such type. The virtual machines try them.
-fn is_loaded_here(program: &Program) -> bool {
-    !matches!(program, Program::RawTracePoint(_))
+fn is_loaded_here(name: &str, program: &Program) -> bool {
+    !matches!(program, Program::RawTracePoint(_)) || name.starts_with("process_")
 }
 
 /// Loads one program of any type that guard has.
@@ -139,6 +139,7 @@ pub fn load_program(program: &mut Program) -> Result<()> {
         Program::CgroupSockAddr(program) => program.load()?,
         Program::CgroupSockopt(program) => program.load()?,
         Program::CgroupSock(program) => program.load()?,
+        Program::RawTracePoint(program) => program.load()?,
         _ => anyhow::bail!("a program of an unexpected type"),
     }
     Ok(())

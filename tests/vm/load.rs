@@ -4,12 +4,14 @@
 mod seal;
 
 use std::{
+    net::SocketAddr,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use guard_tests::{
+    agent,
     bpf::{OBJECT, Programs},
     echo::{Echo, tcp_reaches, udp_reaches},
     flows::Flow,
@@ -18,6 +20,7 @@ use guard_tests::{
     world::World,
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use serde_json::{Value, json};
 
 fn main() -> ExitCode {
     let mut good = true;
@@ -102,8 +105,25 @@ fn flows() -> Result<()> {
             ensure!((tcp.1.reached(), udp.1.reached()) == (0, 0), "a denied flow reached {address}");
         }
     }
+    named(&guard, &world)?;
     guard.stop()?;
     guard.release()?;
+    Ok(())
+}
+
+/// A program that is gone at once has its name: this kernel takes the programs that tell of it, and its fields are found.
+fn named(guard: &Guard, world: &World) -> Result<()> {
+    let notices = guard.status()?["daemon"]["notices"].to_string();
+    ensure!(!notices.contains("which programs run"), "{notices}");
+    let to = SocketAddr::new(world.client.address(false), ALLOWED).to_string();
+    agent::ask(&world.server, &["connect", "tcp", &to])?;
+    let of = |record: &Value| record["guard"]["who"]["args"].as_array().is_some_and(|args| args.contains(&json!(to)));
+    let found = guard.wait_records(of).context("no record has the arguments")?;
+    let who = &found[0]["guard"]["who"];
+    println!("guard-vm: who {who}");
+    ensure!(who["exe"].as_str().is_some_and(|exe| exe.ends_with("guard-test-agent")), "exe: {who}");
+    ensure!(who["parents"][0]["pid"] == std::process::id(), "parents: {who}");
+    ensure!(who["found_by"] == "socket", "found_by: {who}");
     Ok(())
 }
 

@@ -37,7 +37,11 @@ pub enum Lost {
     Suppressed = 1,
     /// Entries that `OWNERS` did not take.
     Owners = 2,
+    /// Programs that were executed, and forks, for which the `PROCESSES` ring had no room.
+    Processes = 3,
+    /// Answers of name servers for which the `ANSWERS` ring had no room.
+    Answers = 4,
 }
 
 /// Elements of the `LOST` array.
-pub const LOST_SLOTS: u32 = 4;
+pub const LOST_SLOTS: u32 = 5;

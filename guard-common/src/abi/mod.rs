@@ -8,6 +8,7 @@ mod event;
 mod flow;
 mod globals;
 mod interface;
+mod process;
 mod state;
 
 pub use counters::{COUNTERS, Counter, LOST_SLOTS, Lost, RuleCounter, counter_index};
@@ -15,7 +16,11 @@ pub use event::{Event, EventKind, HEAD_BYTES, Owner};
 pub use flow::{Flow, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6, FragmentValue, NoteKey, NoteKind, TcpState};
 pub use globals::{ClockReading, Features};
 pub use interface::Interface;
+pub use process::{
+    ANSWER_BYTES, AnswerEvent, Offsets, PROCESS_ARGUMENT_BYTES, PROCESS_FILE_NAME_BYTES, PROCESS_PATH_BYTES,
+    ProcessEvent, ProcessHead, ProcessKind,
+};
 pub use state::{Slot, SlotFlags, SlotInfo, State, StateWord};
 
 /// Version of all layouts in this module and in [`crate::decide`].
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;

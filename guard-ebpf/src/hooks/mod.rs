@@ -2,6 +2,7 @@
 
 mod backstop;
 mod clock;
+mod processes;
 mod seal;
 mod seal_function;
 mod shield;

@@ -90,6 +90,11 @@ fn judge(context: &SockAddrContext, call: Call, ipv6: bool, remote: [u32; 4]) ->
     let raw = context.sock_addr;
     // SAFETY: the helper takes this program type's context (5.7).
     if unsafe { bpf_get_netns_cookie(raw.cast()) } != NETNS_COOKIE.load() {
+        // Before 5.14 nobody knows which namespace is ours: who asks is kept of all, and the wire finds its own by cookie.
+        if NETNS_COOKIE.load() == 0 && !stays_here(ipv6, remote) {
+            // SAFETY: as above.
+            keep_owner(unsafe { bpf_get_socket_cookie(raw.cast()) }, boot_ns());
+        }
         return PASS;
     }
     let Some(generation) = Generation::current() else { return REFUSE };

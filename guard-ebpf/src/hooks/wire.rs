@@ -16,7 +16,7 @@ use crate::{
     parts::{
         ABSENT, FAULT, HELD, SETTLED, after_v4, after_v6, before_v4, before_v6, begin_flow, find_v4, find_v6,
         judge_without_flow, parse_essential, parse_headers, parse_nonlinear, place_v4, place_v6, report, settle_v4,
-        settle_v6,
+        settle_v6, share_answer,
     },
     record::{count, count_index},
     short, skb,
@@ -83,6 +83,10 @@ fn wire(skb: *mut __sk_buff, direction: Direction, link: u32) -> i32 {
     if hand.ring | hand.decided != 0 {
         // SAFETY: as above.
         unsafe { report(skb) };
+    }
+    if hand.is_answer() {
+        // SAFETY: as above.
+        unsafe { share_answer(skb) };
     }
     if hand.dropped != 0 { drop_verdict(direction) } else { NEXT }
 }

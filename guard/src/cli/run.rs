@@ -20,6 +20,7 @@ use crate::{
     policy::{effective::hex, model::Policy},
     record::{
         clock::Clock,
+        flagged::Flagged,
         recorder::{Recorder, begun_before},
         sink::{Limits, Sink},
         sweep::Tracker,
@@ -245,7 +246,8 @@ fn record(
     let sink = Sink::open(state.records(), Limits::default());
     // Flows that a former daemon has recorded are still in the tables.
     let begun = if put.fresh { Default::default() } else { begun_before(&state.records()).unwrap_or_default() };
-    let recorder = Recorder::new(sink, Tracker::new(begun), Clock::read()?);
+    let mut recorder = Recorder::new(sink, Tracker::new(begun), Clock::read()?);
+    recorder.flagged = Some(Flagged::new(state.flagged()));
     let ready = ready(kernel, policy, put, args)?;
     let json = global.json;
     let mut say = |text: &str| {

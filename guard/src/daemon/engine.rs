@@ -4,7 +4,7 @@ use std::{os::fd::BorrowedFd, time::Duration};
 
 use guard_common::{
     Direction, Reason,
-    abi::{Counter, Event, Flow, LOST_SLOTS, State},
+    abi::{Counter, Event, Flow, LOST_SLOTS, Owner, State},
 };
 
 use super::report::{Hook, InterfaceLine};
@@ -64,6 +64,26 @@ pub trait Engine {
 
     /// Takes at most `most` events that wait; how many there were.
     fn drain_events(&mut self, most: usize, each: &mut dyn FnMut(&Event)) -> usize;
+
+    /// Begins to tell which programs run, until this process ends.
+    fn watch_processes(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    /// As [`Self::drain_events`]: [`guard_common::abi::ProcessHead`]s and [`guard_common::abi::ProcessEvent`]s.
+    fn drain_processes(&mut self, _most: usize, _each: &mut dyn FnMut(&[u8])) -> usize {
+        0
+    }
+
+    /// As [`Self::drain_events`]: [`guard_common::abi::AnswerEvent`]s.
+    fn drain_answers(&mut self, _most: usize, _each: &mut dyn FnMut(&[u8])) -> usize {
+        0
+    }
+
+    /// Which process the socket layer saw with this socket.
+    fn owner(&self, _cookie: u64) -> Option<Owner> {
+        None
+    }
 }
 
 /// What the kernel holds, read at one moment.

@@ -26,7 +26,7 @@ use crate::{
     journal::{self, Entry, Event},
     policy::model::Policy,
     record::{
-        clock::{Clock, for_people, unix_now},
+        clock::{Clock, boot_now, for_people, unix_now},
         recorder::{Recorder, counts_as_flow},
         sweep::Sum,
     },
@@ -47,6 +47,10 @@ const WATCH: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(20);
 /// Events taken in one go, so that nothing else starves.
 const EVENTS: usize = 1024;
+/// The same, of programs that run and of name servers' answers: more than their rings hold.
+const BESIDE: usize = 8192;
+/// Between two looks at those, so that their rings do not fill while no flow begins.
+const BESIDE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +102,7 @@ impl<'a> Daemon<'a> {
             }
         }));
         let started = i64::try_from(unix_now() / 1_000_000_000).unwrap_or(0);
-        Self {
+        let mut daemon = Self {
             engine,
             state,
             recorder,
@@ -110,7 +114,9 @@ impl<'a> Daemon<'a> {
             store: None,
             sweeps: 0,
             said: Default::default(),
-        }
+        };
+        daemon.watch_processes();
+        daemon
     }
 
     /// Keeps every flow in the record store, too.
@@ -118,6 +124,15 @@ impl<'a> Daemon<'a> {
         let store = Arc::new(store);
         self.recorder.observe(Box::new(Arc::clone(&store)));
         self.store = Some(store);
+    }
+
+    /// Begins to see which programs run: before anybody is told that guard is ready.
+    fn watch_processes(&mut self) {
+        if let Err(error) = self.engine.watch_processes() {
+            self.notice(format!(
+                "which programs run is not told ({error:#}): one that ends before it is looked up is known by its name only"
+            ));
+        }
     }
 
     /// Names for the rules of a policy that is in force.
@@ -142,6 +157,8 @@ impl<'a> Daemon<'a> {
 
         let mut flush = interval(FLUSH);
         let mut tick = interval(TICK);
+        let mut beside = interval(BESIDE_PAUSE);
+        beside.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watch_hooks = interval(WATCH);
         watch_hooks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -178,6 +195,10 @@ impl<'a> Daemon<'a> {
                     refresh_at = if self.refresh() { None } else { Some(Instant::now() + SETTLE) };
                 }
                 _ = tick.tick() => self.tick(),
+                _ = beside.tick() => {
+                    self.take_beside();
+                    self.recorder.look_again(boot_now());
+                }
                 _ = watch_hooks.tick() => self.watch_hooks(),
                 _ = flush.tick() => self.recorder.flush(),
                 () = sleep_until(next_sweep) => {
@@ -209,8 +230,21 @@ impl<'a> Daemon<'a> {
     }
 
     fn take_events(&mut self) -> usize {
+        let mut events = Vec::new();
+        let taken = self.engine.drain_events(EVENTS, &mut |event| events.push(*event));
+        // After the events: whatever ran, and was asked for, before a flow began is known by then.
+        self.take_beside();
+        for event in &events {
+            self.recorder.event(event);
+        }
+        taken
+    }
+
+    /// Which programs run, and what name servers answered.
+    fn take_beside(&mut self) {
         let recorder = &mut self.recorder;
-        self.engine.drain_events(EVENTS, &mut |event| recorder.event(event))
+        self.engine.drain_processes(BESIDE, &mut |event| recorder.attributor.told(event));
+        self.engine.drain_answers(BESIDE, &mut |event| recorder.asked_as.told(event));
     }
 
     /// One look at the flow tables.
@@ -222,9 +256,15 @@ impl<'a> Daemon<'a> {
             Ok(looked) => looked,
             Err(error) => return self.notice(format!("the flow tables could not be read: {error:#}")),
         };
+        // And those of flows that began since, while the tables were read: they have the first bytes.
+        self.take_events();
         let findings = self.recorder.tracker.look(held, &now);
         for found in &findings.found {
-            self.recorder.found(found, &now);
+            let owner = match found.flow.socket_cookie {
+                0 => None,
+                cookie => self.engine.owner(cookie),
+            };
+            self.recorder.found(found, &now, owner.as_ref());
         }
         if !findings.expired.is_empty()
             && let Err(error) = self.engine.delete(&findings.expired)

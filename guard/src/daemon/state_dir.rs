@@ -137,6 +137,12 @@ impl StateDir {
         self.path.join("flows.jsonl")
     }
 
+    /// First bytes of flagged flows.
+    #[must_use]
+    pub fn flagged(&self) -> PathBuf {
+        self.path.join("flagged.pcap")
+    }
+
     #[must_use]
     pub fn store(&self) -> PathBuf {
         self.path.join(crate::store::FILE)

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::cgroup;
-use crate::record::who::{ARGUMENT_BYTES, ExeKind, PARENTS, Parent, Unusual, Who};
+use crate::record::who::{ARGUMENT_BYTES, Container, ExeKind, PARENTS, Parent, Unusual, Who};
 
 /// `OVERLAYFS_SUPER_MAGIC` (linux/magic.h).
 const OVERLAYFS: i64 = 0x794c_7630;
@@ -85,6 +85,16 @@ impl Identities {
     #[must_use]
     pub fn stat(&self, pid: u32) -> Option<Stat> {
         parse_stat(&fs::read(self.proc.join(pid.to_string()).join("stat")).ok()?)
+    }
+
+    /// Path of its executable, and what it is.
+    #[must_use]
+    pub fn exe_of(&self, pid: u32) -> (Option<String>, ExeKind) {
+        self.exe(&self.proc.join(pid.to_string()))
+    }
+
+    pub fn describe_container(&mut self, id: String) -> Container {
+        self.containers.describe(id)
     }
 
     pub fn user(&mut self, uid: u32) -> Option<String> {
@@ -293,8 +303,8 @@ pub const fn to_ticks(ns: u64) -> u64 {
 fn uid(directory: &Path) -> Option<u32> {
     let status = fs::read(directory.join("status")).ok()?;
     let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Uid:"))?;
-    // Effective: with whose rights it acts.
-    std::str::from_utf8(line).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
+    // Real, as the socket layer has it: whoever started it.
+    std::str::from_utf8(line).ok()?.split_ascii_whitespace().next()?.parse().ok()
 }
 
 fn inode(path: &Path) -> Option<u64> {
@@ -389,7 +399,7 @@ mod tests {
         assert_eq!(who.exe.as_deref(), std::env::current_exe().unwrap().to_str());
         assert_eq!(who.exe_kind, ExeKind::File);
         assert_eq!(who.args[0], std::env::args().next().unwrap());
-        assert_eq!(who.uid, Some(nix::unistd::geteuid().as_raw()));
+        assert_eq!(who.uid, Some(nix::unistd::getuid().as_raw()));
         assert!(!who.parents.is_empty() && who.started > 0 && who.netns.is_none(), "{who:?}");
         assert_eq!(Identities::default().read(u32::MAX >> 2), None);
     }

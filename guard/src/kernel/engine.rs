@@ -2,7 +2,7 @@
 
 use std::{os::fd::BorrowedFd, time::Duration};
 
-use guard_common::abi::{Event, Flow, Slot};
+use guard_common::abi::{Event, Flow, Owner, Slot};
 
 use super::{Instance, sys};
 use crate::{
@@ -139,5 +139,23 @@ impl Engine for Instance {
     fn drain_events(&mut self, most: usize, each: &mut dyn FnMut(&Event)) -> usize {
         // A ring that cannot be opened rings no bells; the tables still tell of every flow.
         Self::drain_events(self, most, each).unwrap_or(0)
+    }
+
+    fn watch_processes(&mut self) -> anyhow::Result<()> {
+        Ok(Self::watch_processes(self)?)
+    }
+
+    fn drain_processes(&mut self, most: usize, each: &mut dyn FnMut(&[u8])) -> usize {
+        // Without them processes are named by /proc alone, which the daemon has said when it could not watch.
+        self.drain_ring("PROCESSES", most, each).unwrap_or(0)
+    }
+
+    fn drain_answers(&mut self, most: usize, each: &mut dyn FnMut(&[u8])) -> usize {
+        // Names are labels: without them flows have addresses.
+        self.drain_ring("ANSWERS", most, each).unwrap_or(0)
+    }
+
+    fn owner(&self, cookie: u64) -> Option<Owner> {
+        Self::owner(self, cookie).ok().flatten()
     }
 }

@@ -55,6 +55,10 @@ pub struct Instance {
     classes: [Option<(u32, InterfaceClasses)>; 3],
     near: Option<Near>,
     pub(super) ring: Option<RingBuf<MapData>>,
+    /// The rings beside it, by name.
+    pub(super) rings: HashMap<&'static str, RingBuf<MapData>>,
+    /// What keeps the process programs attached: as long as this process lives.
+    pub(super) watching: Vec<OwnedFd>,
     /// When a hook was last put in front of another's: not more than once a second.
     pub(super) contested: Option<Instant>,
 }
@@ -112,6 +116,8 @@ impl Instance {
             classes: [None, None, None],
             near: None,
             ring: None,
+            rings: HashMap::new(),
+            watching: Vec::new(),
             contested: None,
         };
         // The wire first: until then the backstop would hold every socket, were there a policy.
@@ -183,6 +189,8 @@ impl Instance {
             classes: [None, None, None],
             near: None,
             ring: None,
+            rings: HashMap::new(),
+            watching: Vec::new(),
             contested: None,
         })
     }

@@ -122,6 +122,8 @@ fn load_one(name: &str, program: &mut Program) -> Result<Option<OwnedFd>, Kernel
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
+        // Others of that kind are the seal's, which are loaded as what they are (`sealing`).
+        Program::RawTracePoint(program) if name.starts_with("process_") => program.load(),
         _ => return Ok(None),
     };
     loaded.map_err(|error| failed(&what(), &error))?;

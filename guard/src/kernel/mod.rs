@@ -19,6 +19,7 @@ mod load;
 mod near;
 pub mod objects;
 mod pins;
+mod processes;
 mod publish;
 mod release;
 mod repair;

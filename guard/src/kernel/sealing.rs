@@ -26,13 +26,11 @@ pub const PROGRAMS: [(&str, &str); 2] =
 /// One element: the cgroup whose tasks are held.
 pub const CGROUP: &str = "SEAL_CGROUP";
 
-const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
-
 /// Whether such a program loads and attaches: tried with one that changes nothing, and gone again at once. A kernel may
 /// load it and yet have no trampoline to attach it by.
 #[must_use]
 pub fn works() -> bool {
-    let Ok(bytes) = fs::read(VMLINUX) else { return false };
+    let Ok(bytes) = fs::read(btf::VMLINUX) else { return false };
     let Some(btf) = Btf::new(&bytes) else { return false };
     PROGRAMS.iter().all(|(_, function)| {
         let Some(found) = btf.find(btf::FUNC, function) else { return false };
@@ -43,14 +41,14 @@ pub fn works() -> bool {
 /// How a packet socket shows that it goes round the qdisc: offset into `struct packet_sock`, mask and value of 8 bytes.
 /// `None`: the kernel does not tell.
 fn sign_of_bypass(btf: &Btf<'_>) -> Option<[u64; 3]> {
-    if let Some(offset) = btf.member_offset("packet_sock", "xmit") {
+    if let Some(offset) = btf.offset("packet_sock", &["xmit"]) {
         let address = symbol("packet_direct_xmit")?;
-        return Some([offset, u64::MAX, address]);
+        return Some([offset.into(), u64::MAX, address]);
     }
     // Later kernels keep a flag instead of a function.
     let bit = btf.enum_value("packet_sock_flags", "PACKET_SOCK_QDISC_BYPASS")?;
     let mask = 1_u64.checked_shl(bit)?;
-    Some([btf.member_offset("packet_sock", "flags")?, mask, mask])
+    Some([btf.offset("packet_sock", &["flags"])?.into(), mask, mask])
 }
 
 /// Address of a kernel's function, where this process may see it.
@@ -71,7 +69,7 @@ pub fn load(pins: &Pins, settings: &Settings, wanted: &dyn Fn(&str) -> bool) -> 
         what: "the seal's programs".to_owned(),
         message: error.to_string(),
     };
-    let path = std::path::Path::new(VMLINUX);
+    let path = std::path::Path::new(btf::VMLINUX);
     let bytes = fs::read(path).map_err(KernelError::path("cannot read", path))?;
     let damaged = |why: &str| KernelError::Damaged { path: path.to_owned(), why: why.to_owned() };
     let btf = Btf::new(&bytes).ok_or_else(|| damaged("no type information of this machine's kind"))?;
@@ -79,7 +77,8 @@ pub fn load(pins: &Pins, settings: &Settings, wanted: &dyn Fn(&str) -> bool) -> 
     let mut object = Object::parse(OBJECT).map_err(|error| failed(&error))?;
     // Where the kernel does not tell, no socket shows the sign: a mask of nothing never gives 1.
     let [offset, mask, value] = sign_of_bypass(&btf).unwrap_or([0, 0, 1]).map(u64::to_ne_bytes);
-    let sk = btf.member_offset("socket", "sk").ok_or_else(|| damaged("struct socket has no sk"))?.to_ne_bytes();
+    let sk = btf.offset("socket", &["sk"]).map(u64::from).ok_or_else(|| damaged("struct socket has no sk"))?;
+    let sk = sk.to_ne_bytes();
     let (hz, features) = (settings.hz.to_ne_bytes(), settings.offers.bits().to_ne_bytes());
     let globals: HashMap<&str, (&[u8], bool)> = [
         ("HZ", &hz[..]),

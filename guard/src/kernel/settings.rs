@@ -101,6 +101,8 @@ impl Settings {
     pub fn needs(&self, program: &str) -> bool {
         match program {
             "wire_ingress_l3" | "wire_egress_l3" => false,
+            // The daemon's own affair.
+            "process_exec" | "process_fork" => false,
             "sockets_create" | "sockets_release" => !self.offers.netns_cookie_skb,
             "shield" => self.shield,
             "seal_option" | "seal_create" => self.offers.fmod_ret,

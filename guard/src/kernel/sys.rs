@@ -235,6 +235,12 @@ pub fn attach_to_function(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     bpf(RAW_TRACEPOINT_OPEN, &mut Attr::new().fd(8, program)).map(own)
 }
 
+/// Attaches to a raw tracepoint (4.17), for as long as the descriptor is open.
+pub fn raw_tracepoint(name: &str, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let name = CString::new(name)?;
+    bpf(RAW_TRACEPOINT_OPEN, &mut Attr::new().pointer(0, name.as_ptr()).fd(8, program)).map(own)
+}
+
 /// `BPF_PROG_TEST_RUN` over an empty Ethernet frame; what the program returned.
 pub fn test_run(program: BorrowedFd<'_>) -> io::Result<u32> {
     let frame = [0_u8; 64];

@@ -1,10 +1,12 @@
 //! The way of a record: the kernel's flow tables (the truth) and its ring buffer (the doorbell) to lines that others
 //! can read.
 
+pub mod asked;
 pub mod attributor;
 pub mod clock;
 pub mod community_id;
 pub mod eve;
+pub mod flagged;
 pub mod flow;
 pub mod observer;
 mod recent;

@@ -1,7 +1,7 @@
 //! Events and findings to records: names for rules, interfaces and programs, then into the sink and to whoever follows.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fs,
     io::{self, BufRead, BufReader},
     path::Path,
@@ -16,9 +16,11 @@ use guard_common::{
 
 pub use super::rule_names::RuleNames;
 use super::{
+    asked::AskedAs,
     attributor::Attributor,
-    clock::Clock,
+    clock::{Clock, boot_now},
     eve::{DropPart, Ends, FlowPart, GuardPart, Moment, Record, TcpPart},
+    flagged::Flagged,
     flow::Key,
     observer::{self, Observer},
     recent::Recent,
@@ -26,10 +28,13 @@ use super::{
     sweep::{Finding, Found, Now, Tracker},
     who,
 };
-use crate::review::{
-    OBSERVING,
-    group::Group,
-    observed::{Fate, Observed},
+use crate::{
+    host::identity::is_interpreter,
+    review::{
+        OBSERVING,
+        group::Group,
+        observed::{Fate, Observed},
+    },
 };
 
 /// Is handed every record that is written.
@@ -42,6 +47,11 @@ pub struct Recorder {
     pub names: RuleNames,
     pub clock: Clock,
     pub attributor: Attributor,
+    pub asked_as: AskedAs,
+    /// Where first bytes of flagged flows go; `None`: nowhere.
+    pub flagged: Option<Flagged>,
+    /// Flows whose process is looked at once more.
+    again: VecDeque<Again>,
     host: Arc<str>,
     machine: Arc<str>,
     /// What is known of a flow beside its counts, by its id, so that its later records say it too.
@@ -56,6 +66,19 @@ struct Note {
     who: Option<who::Shared>,
     listening: Option<bool>,
 }
+
+/// A flow that a shell or interpreter began: it may put the socket on its standard streams a moment after, and become
+/// another program.
+struct Again {
+    /// Boot-time nanoseconds.
+    due: u64,
+    observed: Observed,
+}
+
+/// When that is looked at.
+const AGAIN_NS: u64 = 400_000_000;
+/// Flows that wait for it; of more, the rest is seen at their ends.
+const AGAIN: usize = 1_024;
 
 /// How many flows' notes are kept at least.
 const NOTES: usize = 65_536;
@@ -90,6 +113,9 @@ impl Recorder {
             names: RuleNames::default(),
             clock,
             attributor: Attributor::default(),
+            asked_as: AskedAs::default(),
+            flagged: None,
+            again: VecDeque::new(),
             host: host.as_deref().unwrap_or("unknown").into(),
             machine: machine_id().into(),
             notes: Recent::new(NOTES),
@@ -110,8 +136,27 @@ impl Recorder {
     /// Writes what waits.
     pub fn flush(&mut self) {
         self.sink.flush();
+        if let Some(flagged) = &mut self.flagged {
+            flagged.flush();
+        }
         if let Some(observer) = &mut self.observer {
             observer.flush();
+        }
+    }
+
+    /// Looks once more at processes of flows that began a moment ago (`now`: boot-time nanoseconds).
+    pub fn look_again(&mut self, now: u64) {
+        while self.again.front().is_some_and(|again| again.due <= now)
+            && let Some(Again { mut observed, .. }) = self.again.pop_front()
+        {
+            let Some(found) = observed.who.as_ref().and_then(|who| self.attributor.look_again(who)) else { continue };
+            if let Some(note) = self.notes.get(&observed.flow_id) {
+                note.who = Some(found.clone());
+            }
+            observed.who = Some(found);
+            if let Some(observer) = &mut self.observer {
+                observer.observed(&observed, Moment::Begin);
+            }
         }
     }
 
@@ -172,10 +217,15 @@ impl Recorder {
             record.drop = Some(DropPart::new(event.packet_bytes, head, event.outcome.reason()));
         }
         self.put(&record);
+        if let Some(flagged) = &mut self.flagged {
+            flagged.write(self.clock.unix_ns(event.time), head, event.packet_bytes);
+        }
     }
 
     /// One finding of a look at the tables.
-    pub fn found(&mut self, found: &Found, now: &Now) {
+    ///
+    /// `owner`: whom the socket layer saw with the flow's socket.
+    pub fn found(&mut self, found: &Found, now: &Now, owner: Option<&Owner>) {
         let Found { finding, key, flow, flow_id } = found;
         let direction = Direction::from_u8(flow.direction);
         let last_ns = now.last_ns(flow);
@@ -196,7 +246,7 @@ impl Recorder {
             last_ns,
             end,
             late: end.is_none(),
-            owner: None,
+            owner,
             packet_bytes: 0,
             head: &[],
         });
@@ -207,7 +257,7 @@ impl Recorder {
         let direction = Direction::from_u8(flow.direction);
         let note = self.note(told);
         let rule = self.names.of(*generation, *outcome);
-        let names: Vec<Arc<str>> = Vec::new();
+        let names = self.asked_as.names(key.remote(), told.last_ns);
         let group_remote = observer::remote_group(
             self.names.remote(*generation, *outcome),
             names.first().map(|name| &**name),
@@ -259,8 +309,17 @@ impl Recorder {
             record.drop = Some(DropPart::new(told.packet_bytes, told.head, outcome.reason()));
         }
         self.put(&record);
+        if outcome.verdict() == Verdict::Deny
+            && let Some(flagged) = &mut self.flagged
+        {
+            flagged.write(self.clock.unix_ns(told.time), told.head, told.packet_bytes);
+        }
         if let Some(observer) = &mut self.observer {
             observer.observed(&observed, *moment);
+        }
+        let interprets = observed.who.as_ref().and_then(|who| who.program()).is_some_and(is_interpreter);
+        if *moment == Moment::Begin && direction == Direction::Outbound && interprets && self.again.len() < AGAIN {
+            self.again.push_back(Again { due: boot_now() + AGAIN_NS, observed });
         }
     }
 
@@ -270,7 +329,8 @@ impl Recorder {
         if note.who.as_ref().is_none_or(|who| who.found_by == who::FoundBy::Unknown) {
             let found = self.attributor.of_flow(&told.key, &told.flow, told.owner);
             note.listening = found.listening.or(note.listening);
-            note.who = found.who.or(note.who);
+            // Nobody is known by now to be there: that is not to know who.
+            note.who = if note.listening == Some(false) { found.who } else { found.who.or(note.who) };
         }
         if told.moment == Moment::End {
             self.notes.remove(&told.flow_id);
@@ -528,7 +588,7 @@ mod tests {
         let mut findings = recorder.tracker.look([], &now);
         findings.found.extend(recorder.tracker.look([], &now).found);
         for found in &findings.found {
-            recorder.found(found, &now);
+            recorder.found(found, &now, None);
         }
         recorder.sink.flush();
         let records = records(home.path());

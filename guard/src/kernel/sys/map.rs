@@ -34,6 +34,7 @@ plain!(
     abi::FlowKeyV4,
     abi::FlowKeyV6,
     abi::Owner,
+    abi::Offsets,
     abi::ClockReading,
     LpmKey<u32>,
     LpmKey<[u32; 4]>

@@ -1,6 +1,7 @@
 //! Flows to processes: whoever asked at the socket layer, whoever listens or holds the socket, or, for what is
 //! forwarded, the container.
 
+mod programs;
 mod sockets;
 
 use std::net::SocketAddr;
@@ -10,7 +11,7 @@ use guard_common::{
     abi::{Flow, Owner},
 };
 
-use self::sockets::SocketMap;
+use self::{programs::Programs, sockets::SocketMap};
 use super::{
     clock::boot_now,
     flow::{Key, has_ports},
@@ -35,6 +36,7 @@ const PROCESSES: usize = 8_192;
 pub struct Attributor {
     identities: Identities,
     sockets: SocketMap,
+    programs: Programs,
     /// By pid, as last read.
     processes: Recent<u32, Shared>,
     unknown: Shared,
@@ -42,8 +44,10 @@ pub struct Attributor {
 
 impl Default for Attributor {
     fn default() -> Self {
+        let identities = Identities::default();
         Self {
-            identities: Identities::default(),
+            programs: Programs::new(&identities),
+            identities,
             sockets: SocketMap::default(),
             processes: Recent::new(PROCESSES),
             unknown: Shared::default(),
@@ -52,24 +56,41 @@ impl Default for Attributor {
 }
 
 impl Attributor {
+    /// One event of the `PROCESSES` ring.
+    pub fn told(&mut self, event: &[u8]) {
+        if let Some(pid) = self.programs.told(event, &mut self.identities) {
+            self.processes.remove(&pid);
+        }
+    }
+
     /// Whoever the socket layer saw.
     pub fn of_owner(&mut self, owner: &Owner) -> Shared {
-        match self.process(owner.pid, owner.time, FoundBy::Socket) {
-            Some(who) => who,
-            // Gone already, or its number is another's by now.
-            None => {
-                let end = owner.comm.iter().position(|&byte| byte == 0).unwrap_or(owner.comm.len());
-                Who {
-                    found_by: FoundBy::Socket,
-                    pid: owner.pid,
-                    comm: String::from_utf8_lossy(&owner.comm[..end]).into_owned(),
-                    uid: Some(owner.uid),
-                    user: self.identities.user(owner.uid),
-                    ..Who::default()
-                }
-                .into()
-            }
+        if let Some(who) = self.process(owner.pid, owner.time, FoundBy::Socket) {
+            return who;
         }
+        // Gone already, or its number is another's by now.
+        if let Some(mut who) = self.programs.at(owner.pid, owner.time, &self.identities) {
+            who.found_by = FoundBy::Socket;
+            return who.into();
+        }
+        let end = owner.comm.iter().position(|&byte| byte == 0).unwrap_or(owner.comm.len());
+        Who {
+            found_by: FoundBy::Socket,
+            pid: owner.pid,
+            comm: String::from_utf8_lossy(&owner.comm[..end]).into_owned(),
+            uid: Some(owner.uid),
+            user: self.identities.user(owner.uid),
+            ..Who::default()
+        }
+        .into()
+    }
+
+    /// The same process as it is now, if it is unusual in a way that it was not then.
+    pub fn look_again(&mut self, who: &Who) -> Option<Shared> {
+        self.identities.stat(who.pid).filter(|stat| stat.started == who.started)?;
+        self.processes.remove(&who.pid);
+        let now = self.process(who.pid, boot_now(), who.found_by)?;
+        now.unusual.iter().any(|unusual| !who.unusual.contains(unusual)).then_some(now)
     }
 
     /// `owner`: where the socket layer saw one.
@@ -143,6 +164,12 @@ impl Attributor {
             return Some(known.clone());
         }
         let mut who = self.identities.read(pid).filter(|who| who.started == stat.started)?;
+        // One that is just ending has given up some of it already.
+        if (who.exe.is_none() || who.uid.is_none() || who.args.is_empty())
+            && let Some(told) = self.programs.at(pid, at, &self.identities)
+        {
+            who = told;
+        }
         who.found_by = how;
         self.look_at_streams(&mut who);
         let who = Shared::new(who);

@@ -1,0 +1,302 @@
+//! What remotes were asked as: answers of name servers that this host got, by address. Labels for people, made by
+//! whoever answers: they decide nothing.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+use guard_common::abi::{ANSWER_BYTES, AnswerEvent};
+use serde::{Deserialize, Serialize};
+use simple_dns::{CLASS, Name, Packet, PacketFlag, RCODE, rdata::RData};
+
+use super::recent::Recent;
+
+/// Addresses that are remembered at least.
+const ADDRESSES: usize = 32_768;
+/// Names of one address: a shared one may have thousands.
+const NAMES: usize = 16;
+/// Aliases that are followed: those that resolvers follow, about.
+const ALIASES: usize = 16;
+/// A name is kept as a label for this long after it was asked for last, whatever its TTL.
+const KEPT_NS: u64 = 14 * 86_400 * 1_000_000_000;
+/// Answers that are read a second; the rest is counted.
+const RATE: u32 = 2_000;
+const SECOND: u64 = 1_000_000_000;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerCounts {
+    pub read: u64,
+    /// No answers of DNS, or ones that are made wrong.
+    pub malformed: u64,
+    /// Came faster than they are read.
+    pub too_many: u64,
+}
+
+#[derive(Debug)]
+pub struct AskedAs {
+    by_address: Recent<IpAddr, Vec<Asked>>,
+    counts: AnswerCounts,
+    /// Of the second that began then, how many were read.
+    second: (u64, u32),
+}
+
+#[derive(Clone, Debug)]
+struct Asked {
+    name: Arc<str>,
+    /// Boot-time nanoseconds of the last answer.
+    at: u64,
+}
+
+impl Default for AskedAs {
+    fn default() -> Self {
+        Self { by_address: Recent::new(ADDRESSES), counts: AnswerCounts::default(), second: (0, 0) }
+    }
+}
+
+impl AskedAs {
+    #[must_use]
+    pub const fn counts(&self) -> AnswerCounts {
+        self.counts
+    }
+
+    /// One event of the `ANSWERS` ring.
+    pub fn told(&mut self, bytes: &[u8]) {
+        if bytes.len() < size_of::<AnswerEvent>() {
+            return;
+        }
+        // SAFETY: an AnswerEvent is numbers only, so any bytes are one; as many are read as it is long.
+        let event = unsafe { bytes.as_ptr().cast::<AnswerEvent>().read_unaligned() };
+        self.answer(&event.bytes[..(event.length as usize).min(ANSWER_BYTES)], event.time);
+    }
+
+    /// What a name server answered, at a time (boot-time nanoseconds).
+    pub fn answer(&mut self, bytes: &[u8], at: u64) {
+        let (began, read) = &mut self.second;
+        if at.wrapping_sub(*began) >= SECOND {
+            (*began, *read) = (at, 0);
+        }
+        if *read == RATE {
+            self.counts.too_many += 1;
+            return;
+        }
+        *read += 1;
+        match addresses(bytes) {
+            None => self.counts.malformed += 1,
+            Some((name, addresses)) => {
+                self.counts.read += 1;
+                let name: Arc<str> = name.into();
+                for address in addresses {
+                    self.keep(address, &name, at);
+                }
+            }
+        }
+    }
+
+    fn keep(&mut self, address: IpAddr, name: &Arc<str>, at: u64) {
+        let mut names = self.by_address.remove(&address).unwrap_or_default();
+        names.retain(|asked| asked.name != *name && at.saturating_sub(asked.at) <= KEPT_NS);
+        names.truncate(NAMES - 1);
+        names.insert(0, Asked { name: Arc::clone(name), at });
+        self.by_address.insert(address, names);
+    }
+
+    /// Names that this address was answered for, the latest first.
+    pub fn names(&mut self, address: IpAddr, now: u64) -> Vec<Arc<str>> {
+        let fresh = |asked: &&Asked| now.saturating_sub(asked.at) <= KEPT_NS;
+        let asked = self.by_address.get(&address.to_canonical()).map_or(&[][..], |asked| &asked[..]);
+        asked.iter().filter(fresh).map(|asked| Arc::clone(&asked.name)).collect()
+    }
+}
+
+/// The name that was asked for, and its addresses, through aliases. `None`: no answer to one question.
+fn addresses(bytes: &[u8]) -> Option<(String, Vec<IpAddr>)> {
+    let packet = Packet::parse(bytes).ok()?;
+    if !packet.has_flags(PacketFlag::RESPONSE) || packet.rcode() != RCODE::NoError {
+        return None;
+    }
+    let [question] = &packet.questions[..] else { return None };
+    let asked = spoken(&question.qname);
+    if asked.is_empty() {
+        return None;
+    }
+    let internet = || packet.answers.iter().filter(|record| record.class == CLASS::IN);
+    let aliases: HashMap<String, String> = internet()
+        .filter_map(|record| match &record.rdata {
+            RData::CNAME(alias) => Some((spoken(&record.name), spoken(&alias.0))),
+            _ => None,
+        })
+        .collect();
+    // The chain from what was asked; what stands beside it is not believed.
+    let mut chain = vec![asked.clone()];
+    while let Some(next) = chain.last().and_then(|last| aliases.get(last))
+        && !chain.contains(next)
+        && chain.len() <= ALIASES
+    {
+        chain.push(next.clone());
+    }
+    let found =
+        internet().filter(|record| chain.contains(&spoken(&record.name))).filter_map(|record| match &record.rdata {
+            RData::A(record) => Some(IpAddr::from(Ipv4Addr::from(record.address))),
+            RData::AAAA(record) => Some(IpAddr::from(Ipv6Addr::from(record.address)).to_canonical()),
+            _ => None,
+        });
+    Some((asked, found.collect()))
+}
+
+/// In lower case, without the last dot; bytes that a host name does not have as `\123` (RFC 1035 section 5.1), so that
+/// what is kept is plain text whatever somebody answers.
+fn spoken(name: &Name<'_>) -> String {
+    let mut text = String::new();
+    for label in name.as_bytes() {
+        if !text.is_empty() {
+            text.push('.');
+        }
+        for byte in label {
+            match byte {
+                b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'*' => text.push(char::from(*byte)),
+                b'A'..=b'Z' => text.push(char::from(byte.to_ascii_lowercase())),
+                other => text.push_str(&format!("\\{other:03}")),
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use simple_dns::{
+        QCLASS, QTYPE, Question, ResourceRecord, TYPE,
+        rdata::{A, CNAME},
+    };
+
+    use super::*;
+
+    fn name(text: &str) -> Name<'_> {
+        Name::new_unchecked(text)
+    }
+
+    fn a<'a>(of: &'a str, address: [u8; 4]) -> ResourceRecord<'a> {
+        let address = A { address: u32::from_be_bytes(address) };
+        ResourceRecord::new(name(of), CLASS::IN, 60, RData::A(address))
+    }
+
+    fn cname<'a>(of: &'a str, to: &'a str) -> ResourceRecord<'a> {
+        ResourceRecord::new(name(of), CLASS::IN, 60, RData::CNAME(CNAME(name(to))))
+    }
+
+    fn answer(asked: &str, records: Vec<ResourceRecord<'_>>) -> Vec<u8> {
+        let mut packet = Packet::new_reply(7);
+        let question = Question::new(name(asked), QTYPE::TYPE(TYPE::A), QCLASS::CLASS(CLASS::IN), false);
+        packet.questions.push(question);
+        packet.answers = records;
+        packet.build_bytes_vec_compressed().unwrap()
+    }
+
+    fn names(store: &mut AskedAs, address: &str, now: u64) -> Vec<String> {
+        store.names(address.parse().unwrap(), now).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_address_has_the_names_that_were_asked_for() {
+        let mut store = AskedAs::default();
+        let records = vec![cname("www.Example.org", "cdn.example.net"), a("cdn.example.net", [203, 0, 113, 9])];
+        store.answer(&answer("www.example.org", records), 1);
+        store.answer(&answer("api.example.com", vec![a("api.example.com", [203, 0, 113, 9])]), 2);
+        assert_eq!(names(&mut store, "203.0.113.9", 3), ["api.example.com", "www.example.org"]);
+        assert_eq!(names(&mut store, "::ffff:203.0.113.9", 3).len(), 2);
+        assert_eq!(names(&mut store, "203.0.113.10", 3), [""; 0]);
+        assert_eq!(names(&mut store, "203.0.113.9", KEPT_NS + 2), ["api.example.com"], "kept for 14 days");
+        assert_eq!(store.counts(), AnswerCounts { read: 2, ..AnswerCounts::default() });
+    }
+
+    #[test]
+    fn what_stands_beside_the_answer_is_not_believed() {
+        let mut store = AskedAs::default();
+        let records = vec![a("www.example.org", [203, 0, 113, 9]), a("bank.example.com", [203, 0, 113, 10])];
+        store.answer(&answer("www.example.org", records), 1);
+        assert_eq!(names(&mut store, "203.0.113.10", 1), [""; 0]);
+        // A ring of aliases ends.
+        let ring =
+            vec![cname("a.example", "b.example"), cname("b.example", "a.example"), a("b.example", [192, 0, 2, 1])];
+        store.answer(&answer("a.example", ring), 1);
+        assert_eq!(names(&mut store, "192.0.2.1", 1), ["a.example"]);
+    }
+
+    #[test]
+    fn hostile_names_become_plain_text() {
+        let mut store = AskedAs::default();
+        let evil = "\u{1b}[2J<script>\u{202e}.example.org";
+        store.answer(&answer(evil, vec![a(evil, [203, 0, 113, 9])]), 1);
+        let found = names(&mut store, "203.0.113.9", 1);
+        assert!(found[0].is_ascii() && !found[0].contains(['\u{1b}', '<', '>']), "{found:?}");
+        assert!(found[0].starts_with("\\027\\0912j\\060script"), "{found:?}");
+    }
+
+    #[test]
+    fn answers_that_lie_are_counted_and_bring_nothing() {
+        let mut store = AskedAs::default();
+        let good = answer("www.example.org", vec![a("www.example.org", [203, 0, 113, 9])]);
+        // Names that point at themselves, at one another, and past the end.
+        for pointer in [[0xc0, 12], [0xc0, 14], [0xff, 0xff]] {
+            let mut bytes = vec![0, 7, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0];
+            bytes.extend(pointer);
+            bytes.extend([0, 1, 0, 1, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 203, 0, 113, 9]);
+            store.answer(&bytes, 1);
+        }
+        // Counts of what is not there.
+        let mut lying = good.clone();
+        lying[6..8].copy_from_slice(&u16::MAX.to_be_bytes());
+        store.answer(&lying, 1);
+        let mut query = good.clone();
+        query[2] &= 0x7f;
+        store.answer(&query, 1);
+        store.answer(&[], 1);
+        for cut in 0..good.len() {
+            store.answer(&good[..cut], 1);
+        }
+        assert_eq!(store.counts().read, 0);
+        assert_eq!(store.counts().malformed, 6 + good.len() as u64);
+        assert_eq!(names(&mut store, "203.0.113.9", 1), [""; 0]);
+    }
+
+    #[test]
+    fn a_flood_stays_within_its_rate_and_its_bounds() {
+        let mut store = AskedAs::default();
+        for number in 0..5_000_u32 {
+            let [_, b, c, d] = number.to_be_bytes();
+            let asked = format!("n{number}.example.org");
+            store.answer(&answer(&asked, vec![a(&asked, [198, b, c, d])]), 1);
+        }
+        assert_eq!((store.counts().read, store.counts().too_many), (u64::from(RATE), 3_000));
+        for number in 0..100 {
+            let asked = format!("n{number}.example.com");
+            store.answer(&answer(&asked, vec![a(&asked, [192, 0, 2, 1])]), 2 * SECOND);
+        }
+        assert_eq!(names(&mut store, "192.0.2.1", 2 * SECOND).len(), NAMES);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        /// Nothing that comes over the wire breaks it, and no name has a byte that steers a terminal.
+        #[test]
+        fn any_bytes_are_borne(bytes in prop::collection::vec(any::<u8>(), 0..600), places in prop::collection::vec((0usize..200, any::<u8>()), 0..12)) {
+            let mut store = AskedAs::default();
+            store.answer(&bytes, 1);
+            let records = vec![cname("www.example.org", "cdn.example.net"), a("cdn.example.net", [203, 0, 113, 9])];
+            let mut broken = answer("www.example.org", records);
+            for (at, byte) in places {
+                if let Some(place) = broken.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            store.answer(&broken, 1);
+            for name in store.names("203.0.113.9".parse().unwrap(), 1) {
+                prop_assert!(name.bytes().all(|byte| byte.is_ascii_graphic()), "{name:?}");
+            }
+        }
+    }
+}
