@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod daemon;
+pub mod doctor;
 pub mod host;
 pub mod journal;
 pub mod kernel;

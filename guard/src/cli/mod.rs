@@ -7,6 +7,7 @@ pub mod ack;
 pub mod check;
 pub mod completions;
 pub mod confirm;
+pub mod doctor;
 pub mod explain;
 pub mod flows;
 pub mod init;
@@ -182,6 +183,7 @@ pub enum Command {
     Timeline(timeline::TimelineArgs),
     Release(release::ReleaseArgs),
     Snapshot(snapshot::SnapshotArgs),
+    Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }
@@ -239,6 +241,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Timeline(args) => timeline::run(&args, global),
         Command::Release(args) => release::run(&args, global),
         Command::Snapshot(args) => snapshot::run(&args, global),
+        Command::Doctor(args) => doctor::run(&args, global),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

@@ -33,6 +33,11 @@ pub enum KernelError {
         "a change waits for `guard confirm` or `guard rollback` ({seconds_left} s left); nothing else may be changed until then"
     )]
     Pending { seconds_left: u64 },
+    #[error(
+        "this kernel ({release}) cannot run guard: it lacks {lacks}. The oldest that can is Linux 5.10 with BTF. `guard \
+         doctor` says more; `guard export nft POLICY` prints the same policy as an nftables ruleset"
+    )]
+    TooOld { release: String, lacks: String },
     #[error("nothing waits to be confirmed")]
     NotPending,
     #[error("too late: the deadline ends in less than a second, and the change before is restored; publish it again")]

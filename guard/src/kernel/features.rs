@@ -10,7 +10,78 @@ use super::sys::{self, Instruction};
 pub struct Feature {
     pub name: &'static str,
     pub found: bool,
+    /// Without it guard does not start.
+    pub required: bool,
     pub lost_without: &'static str,
+}
+
+/// What came of trying something that guard cannot do without.
+#[derive(Debug)]
+pub struct Needed {
+    pub name: &'static str,
+    /// Why the kernel said no.
+    pub refused: Option<std::io::Error>,
+    /// The kernel that had it first, for people; never asked about.
+    pub since: &'static str,
+}
+
+impl Needed {
+    /// This process may not; whether the kernel has it is then not known.
+    #[must_use]
+    pub fn is_forbidden(&self) -> bool {
+        let code = self.refused.as_ref().and_then(std::io::Error::raw_os_error);
+        matches!(code, Some(libc::EPERM | libc::EACCES))
+    }
+}
+
+/// Tries all that guard does not start without. Attaches nothing.
+#[must_use]
+pub fn needed() -> Vec<Needed> {
+    let one = |name, since, tried: std::io::Result<()>| Needed { name, since, refused: tried.err() };
+    let program = |kind, expected| sys::load(kind, expected, 0, &[set(0, 1), EXIT]).map(drop);
+    let map = |flags| sys::map_create("guard_probe", sys::MAP_TYPE_ARRAY, 8, 1, flags, None).map(drop);
+    vec![
+        one("bpf programs", "4.1", program(SCHED_CLS, 0)),
+        one("type information (BTF)", "5.4, and CONFIG_DEBUG_INFO_BTF", kernel_btf()),
+        one("cgroup programs", "4.17", program(CGROUP_SOCK_ADDR, INET4_CONNECT).and(program(CGROUP_SKB, 0))),
+        one("cgroup socket options", "5.3", program(CGROUP_SOCKOPT, SETSOCKOPT)),
+        one("jiffies in programs", "5.6", sys::load(SCHED_CLS, 0, 0, &[call(JIFFIES), set(0, 1), EXIT]).map(drop)),
+        one("maps that programs only read, and mapped memory", "5.5", map(sys::F_RDONLY_PROG | sys::F_MMAPABLE)),
+        one("ring buffer", "5.8", sys::ring_create(MAP_TYPE_RINGBUF, 4096).map(drop)),
+        one("inner maps of any size", "5.10", map(sys::F_INNER_MAP)),
+    ]
+}
+
+/// The error that says why this kernel is none for guard, if it is not.
+pub fn must_have() -> Result<(), super::KernelError> {
+    let refused: Vec<Needed> = needed().into_iter().filter(|needed| needed.refused.is_some()).collect();
+    match refused.first() {
+        None => Ok(()),
+        // Who may not ask learns that, and nothing about the kernel.
+        Some(Needed { name, refused: Some(error), .. }) if refused.iter().all(Needed::is_forbidden) => {
+            let source = std::io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EPERM));
+            Err(super::KernelError::Call { what: format!("the kernel refuses {name}"), source })
+        }
+        Some(_) => {
+            let lacks = refused.iter().filter(|needed| !needed.is_forbidden());
+            let lacks: Vec<String> = lacks.map(|needed| format!("{} (Linux {})", needed.name, needed.since)).collect();
+            Err(super::KernelError::TooOld { release: release(), lacks: lacks.join(", ") })
+        }
+    }
+}
+
+/// As `uname -r` has it, for people.
+#[must_use]
+pub fn release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+fn kernel_btf() -> std::io::Result<()> {
+    let bytes = std::fs::read("/sys/kernel/btf/vmlinux")?;
+    match super::btf::Btf::new(&bytes) {
+        Some(_) => Ok(()),
+        None => Err(std::io::ErrorKind::InvalidData.into()),
+    }
 }
 
 /// All of them.
@@ -40,6 +111,7 @@ pub const TCX_INGRESS: u32 = 46;
 const GET_CURRENT_PID_TGID: i32 = 14;
 const GET_NETNS_COOKIE: i32 = 122;
 const KTIME_GET_COARSE_NS: i32 = 160;
+const JIFFIES: i32 = 118;
 
 const MAP_TYPE_RINGBUF: u32 = 27;
 
@@ -89,7 +161,7 @@ impl Offers {
 
     #[must_use]
     pub fn list(&self) -> Vec<Feature> {
-        let feature = |name, found, lost_without| Feature { name, found, lost_without };
+        let feature = |name, found, lost_without| Feature { name, found, required: false, lost_without };
         vec![
             feature(
                 "tcx",
@@ -121,7 +193,10 @@ impl Offers {
             ),
             feature("current_sockopt", self.current_sockopt, "a sealed socket option is recorded without its process"),
             feature("coarse_clock", self.coarse_clock, "25 ns more for each new flow"),
-            feature("ring_buffer", self.ring_buffer, "guard does not start: events need it (Linux 5.8)"),
+            Feature {
+                required: true,
+                ..feature("ring_buffer", self.ring_buffer, "guard does not start: events need it (Linux 5.8)")
+            },
         ]
     }
 }

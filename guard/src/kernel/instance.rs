@@ -16,6 +16,7 @@ use guard_common::abi::{self, Interface, SlotFlags};
 use super::{
     KernelError,
     attach::{self, At, HOOKS, Hook},
+    features,
     interfaces::{self, Device, Selection, Selector, Why},
     load::{self, Programs},
     near::{self, Near},
@@ -77,6 +78,7 @@ impl Instance {
             return Ok((instance, true));
         }
         load::raise_memory_limit();
+        features::must_have()?;
         let settings = Settings::new(options)?;
         let selector = Selector::new(&options.selection)?;
         pins.create()?;

@@ -13,6 +13,7 @@ mod events;
 mod features;
 mod filters;
 mod flows;
+pub mod ground;
 mod instance;
 mod interfaces;
 mod load;
@@ -29,7 +30,7 @@ mod status;
 mod sys;
 
 pub use error::KernelError;
-pub use features::{Feature, Offers, tick_hz};
+pub use features::{Feature, Needed, Offers, must_have, needed, release as kernel_release, tick_hz};
 pub use filters::{Filter, filters};
 pub use instance::{Instance, Place, preview};
 pub use interfaces::{Device, Selection, Why};

@@ -38,7 +38,14 @@ impl Pins {
         Ok(Self { directory: root.join("guard").join(instance), root })
     }
 
-    fn is_bpffs(&self) -> bool {
+    /// Where the bpffs is, or is to be.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    #[must_use]
+    pub fn is_bpffs(&self) -> bool {
         statfs(&self.root).is_ok_and(|found| found.filesystem_type().0 == BPF_FS_MAGIC)
     }
 

@@ -163,7 +163,7 @@ pub fn own_netns() -> Result<u64, KernelError> {
 }
 
 /// Where cgroup2 is mounted.
-fn cgroup_root() -> Option<PathBuf> {
+pub fn cgroup_root() -> Option<PathBuf> {
     let text = fs::read_to_string("/proc/thread-self/mountinfo").ok()?;
     text.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;

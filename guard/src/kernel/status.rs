@@ -285,7 +285,7 @@ impl Look<'_> {
     }
 }
 
-fn describe(id: u32) -> String {
+pub(super) fn describe(id: u32) -> String {
     match sys::program_by_id(id).and_then(|program| sys::info_of_program(program.as_fd())) {
         Ok(info) => format!("program {id} \"{}\"", info.name),
         Err(_) => format!("program {id}"),
