@@ -14,8 +14,10 @@ use crate::{
     daemon::state_dir::{Kept, StateDir},
     policy::{
         answer::{Answer, answer, beside_the_rules, line_to_paste, why_not},
+        compile::compile,
         effective::hex,
-        model::{FlowQuery, Mode, Place, Policy},
+        exceptions::{Exception, compose},
+        model::{FlowQuery, Mode, Place, Policy, spoken_place},
         nearest::Condition,
         ready::{Ready, ready},
     },
@@ -72,7 +74,7 @@ pub fn run(args: &ExplainArgs, global: &Global) -> anyhow::Result<Exit> {
         }
     };
     let source = match path {
-        Some(path) => Source { path: PathBuf::from(path), copied_below: None, audit: false },
+        Some(path) => Source { path: PathBuf::from(path), copied_below: None, audit: false, exceptions: Vec::new() },
         None => running(&args.instance)?,
     };
     let told = tell(&source, &flow, &text, wanted)?;
@@ -104,13 +106,17 @@ pub fn by_running(instance: &InstanceArgs, text: &str, wanted: bool) -> anyhow::
 }
 
 fn tell(source: &Source, flow: &FlowQuery, text: &str, wanted: bool) -> anyhow::Result<Explained> {
-    let ready = match ready(&source.path) {
+    let mut ready = match ready(&source.path) {
         Ok(ready) => ready,
         Err(found) => {
             show(&found, true)?;
             bail!("the policy cannot be used: {found}");
         }
     };
+    if !source.exceptions.is_empty() {
+        ready.loaded.policy = compose(ready.loaded.policy, &source.exceptions);
+        ready.compiled = compile(&ready.loaded.policy, ready.now, 0)?;
+    }
     let policy = &ready.loaded.policy;
     let answer = answer(policy, &ready.compiled, flow, ready.now);
     let told = Told { source, policy, ready: &ready, answer: &answer, flow, text, wanted };
@@ -135,6 +141,8 @@ struct Source {
     copied_below: Option<PathBuf>,
     /// Runs in audit mode, whatever its file says.
     audit: bool,
+    /// Over it.
+    exceptions: Vec<Exception>,
 }
 
 /// The policy that the instance runs, from the copy in its state directory.
@@ -147,6 +155,7 @@ fn running(instance: &InstanceArgs) -> anyhow::Result<Source> {
         path: state.policy_file(Kept::Active, &manifest),
         copied_below: Some(state.files(Kept::Active)),
         audit: manifest.audit,
+        exceptions: manifest.exceptions,
     })
 }
 
@@ -172,7 +181,7 @@ struct Told<'a> {
 
 impl Told<'_> {
     fn at(&self, place: &Place) -> String {
-        format!("{}:{}", self.source.name(&place.file), place.line)
+        spoken_place(&self.source.name(&place.file), place.line)
     }
 
     fn mode(&self) -> Mode {
@@ -197,12 +206,20 @@ impl Told<'_> {
         lines.push(format!("{}  {}", style.verdict(explanation.verdict), escape_line(self.text)));
         match explanation.rule.and_then(|number| self.policy.rules.get(number)) {
             Some(rule) => lines.push(format!(
-                "why      {}: \"{}\" at {}",
+                "why      {}: \"{}\"{}",
                 explanation.reason.why(),
                 escape_line(&rule.label()),
-                self.at(&rule.place)
+                match rule.place.line {
+                    0 => ", a temporary exception".to_owned(),
+                    _ => format!(" at {}", self.at(&rule.place)),
+                }
             )),
             None => lines.push(format!("why      {} ({})", explanation.reason.why(), explanation.reason.as_str())),
+        }
+        // Who made an exception and why; of a rule that stands in a file, the file says it.
+        let exception = explanation.rule.and_then(|number| self.policy.rules.get(number)).filter(|r| r.place.line == 0);
+        if let Some(comment) = exception.and_then(|rule| rule.comment.as_ref()) {
+            lines.push(format!("by       {}", escape_line(comment)));
         }
         if let Some(number) = explanation.overruled {
             let rule = &self.policy.rules[number];
@@ -248,6 +265,10 @@ impl Told<'_> {
         } else {
             "under tests, to keep it so".to_owned()
         };
+        // No file is to say what holds for a while only.
+        if exception.is_some() {
+            return lines.join("\n");
+        }
         if !self.wanted {
             lines.push("paste    nothing: the program is unusual as such; find out what it is first".to_owned());
             return lines.join("\n");
@@ -284,6 +305,7 @@ impl Told<'_> {
             "verdict": explanation.verdict.as_str(),
             "rule": decided.as_ref().map(|at| at.rule.clone()),
             "reason": explanation.reason.as_str(),
+            "comment": explanation.rule.and_then(|number| self.policy.rules.get(number)?.comment.clone()),
             "why": explanation.reason.why(),
             "at": decided,
             "nearest": nearest,

@@ -4,6 +4,7 @@
 //! [`Exit::CouldNot`].
 
 pub mod ack;
+pub mod allow;
 pub mod check;
 pub mod completions;
 pub mod confirm;
@@ -179,6 +180,8 @@ pub enum Command {
     Show(show::ShowArgs),
     Ack(ack::AckArgs),
     Unack(ack::UnackArgs),
+    Allow(allow::AllowArgs),
+    Deny(allow::DenyArgs),
     Note(note::NoteArgs),
     Timeline(timeline::TimelineArgs),
     Release(release::ReleaseArgs),
@@ -237,6 +240,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Show(args) => show::run(&args, global),
         Command::Ack(args) => ack::run(&args, global),
         Command::Unack(args) => ack::run_unack(&args, global),
+        Command::Allow(args) => allow::run(&args, global),
+        Command::Deny(args) => allow::run_deny(&args, global),
         Command::Note(args) => note::run(&args, global),
         Command::Timeline(args) => timeline::run(&args, global),
         Command::Release(args) => release::run(&args, global),

@@ -59,6 +59,8 @@ pub fn run(args: &ReloadArgs, global: &Global) -> anyhow::Result<Exit> {
         policy: &policy,
         source: &source,
         audit,
+        exceptions: kept::exceptions(&state)?,
+        again: false,
         dry_run: args.dry_run,
         cut_me: args.cut_me,
         within: args.confirm_within.unwrap_or_default(),

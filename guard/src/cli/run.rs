@@ -17,7 +17,11 @@ use crate::{
     },
     host::picture::{Picture, on_terminal},
     journal::{self, Entry, Event, Footprint},
-    policy::{effective::hex, model::Policy},
+    policy::{
+        effective::hex,
+        exceptions::{Exception, compose},
+        model::Policy,
+    },
     record::{
         clock::Clock,
         flagged::Flagged,
@@ -86,6 +90,8 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<Exit> {
         policy: &policy,
         source: &args.policy,
         audit: args.audit,
+        exceptions: Vec::new(),
+        again: false,
         dry_run: args.dry_run,
         cut_me: args.cut_me,
         within: args.confirm_within.unwrap_or_default(),
@@ -100,11 +106,11 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<Exit> {
         anyhow::bail!("a daemon runs already with {}; `guard reload` changes its policy", state.path().display());
     };
     let (mut kernel, put) = put_in_force(args, &change, &state)?;
-    write_down(args, &kernel, &state, &policy, &put);
+    write_down(args, &kernel, &state, &put);
     for line in attached::notices(&kernel)? {
         eprintln!("notice: {}", output::escape_line(&line));
     }
-    let ended = record(&mut kernel, &state, &policy, &put, args, global)?;
+    let ended = record(&mut kernel, &state, &put, args, global)?;
     if ended == Ended::Signal {
         journal::record(state.path(), &Entry::new(Event::Stopped, "recording ended by a signal; the kernel goes on"));
         let how = if is_observing(&hex(&policy.sha256)) {
@@ -124,7 +130,7 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<Exit> {
 }
 
 /// For the timeline, with what guard has on this host from now on.
-fn write_down(args: &RunArgs, kernel: &Kernel, state: &StateDir, policy: &Policy, put: &Put) {
+fn write_down(args: &RunArgs, kernel: &Kernel, state: &StateDir, put: &Put) {
     let text = match (&put.changed, put.fresh) {
         (None, _) => "recording begins; the policy in force was taken over as it was",
         (Some(_), true) => "guard started",
@@ -133,7 +139,7 @@ fn write_down(args: &RunArgs, kernel: &Kernel, state: &StateDir, policy: &Policy
     let mut entry = args.by.entry(Event::Run, text);
     entry = match &put.changed {
         Some(changed) => entry.changed(changed),
-        None => entry.policy(&policy.name, &hex(&policy.sha256), put.generation),
+        None => entry.policy(&put.policy.name, &hex(&put.policy.sha256), put.generation),
     };
     entry.footprint = Some(Footprint::of(kernel, state.path()));
     journal::record(state.path(), &entry);
@@ -141,6 +147,8 @@ fn write_down(args: &RunArgs, kernel: &Kernel, state: &StateDir, policy: &Policy
 
 /// What was put in force, or found there.
 struct Put {
+    /// With the exceptions that hold over it.
+    policy: Policy,
     generation: u32,
     /// `None`: this very policy was in force already.
     changed: Option<Changed>,
@@ -170,10 +178,11 @@ fn dry_run(args: &RunArgs, change: &Change<'_>, global: &Global) -> anyhow::Resu
     let guarded: std::collections::HashSet<u32> =
         guarded.iter().filter(|line| line.guarded).map(|line| line.index).collect();
     let picture = Picture::read()?;
-    let examined = change::examine(change.policy, generation, &picture, &|index| guarded.contains(&index), tables)?;
+    let policy = change.composed();
+    let examined = change::examine(&policy, generation, &picture, &|index| guarded.contains(&index), tables)?;
     let cuts_session = examined.impact.cuts_session() && !change.cut_me;
     let refusal = change::permit(change, &examined).err();
-    let changed = Changed::dry(change.policy, generation, examined.impact);
+    let changed = Changed::dry(&policy, generation, examined.impact);
     if global.json {
         output::json_line(&changed)?;
     } else {
@@ -190,13 +199,14 @@ fn put_in_force(args: &RunArgs, change: &Change<'_>, state: &StateDir) -> anyhow
     let instance = &args.instance.instance;
     let options = options(args);
     let _lock = state.lock()?;
+    let change = &Change { exceptions: carried_over(change.policy, state), ..change.clone() };
     let fresh = attached::open_for_start(instance)?.is_none();
     if fresh {
         // A refusal should find nothing attached yet.
         let guarded: std::collections::HashSet<u32> =
             attached::preview(&options)?.iter().filter(|line| line.guarded).map(|line| line.index).collect();
         let examined =
-            change::examine(change.policy, 1, &Picture::read()?, &|index| guarded.contains(&index), Vec::new())?;
+            change::examine(&change.composed(), 1, &Picture::read()?, &|index| guarded.contains(&index), Vec::new())?;
         change::permit(change, &examined)?;
     }
     let mut kernel = attached::start(instance, &options)?;
@@ -212,42 +222,53 @@ fn put_in_force(args: &RunArgs, change: &Change<'_>, state: &StateDir) -> anyhow
     }
 }
 
+/// The exceptions that hold now, as before a restart or a reboot. What cannot be read keeps no policy from being put in
+/// force, and is said.
+fn carried_over(policy: &Policy, state: &StateDir) -> Vec<Exception> {
+    if is_observing(&hex(&policy.sha256)) {
+        return Vec::new();
+    }
+    kept::exceptions(state).unwrap_or_else(|error| {
+        eprintln!(
+            "notice: temporary exceptions (guard allow, guard deny) are lost: {}",
+            output::escape_line(&error.to_string())
+        );
+        Vec::new()
+    })
+}
+
 fn publish(kernel: &mut Kernel, change: &Change<'_>, state: &StateDir, fresh: bool) -> anyhow::Result<Put> {
     change::settle(kernel, state)?;
-    if let Some(generation) = in_force_already(kernel, change, state)? {
-        return Ok(Put { generation, changed: None, fresh });
+    if let Some((generation, policy)) = in_force_already(kernel, change, state)? {
+        return Ok(Put { policy, generation, changed: None, fresh });
     }
     // Read only now: the programs track since before, so no flow falls between.
     let changed = change::change(kernel, state, &Picture::read()?, change)?;
-    Ok(Put { generation: changed.generation, changed: Some(changed), fresh })
+    Ok(Put { policy: change.composed(), generation: changed.generation, changed: Some(changed), fresh })
 }
 
-/// The generation in force, if it is this very policy, in these modes, with its expiries by the clock as it is now.
-fn in_force_already(kernel: &Kernel, change: &Change<'_>, state: &StateDir) -> anyhow::Result<Option<u32>> {
+/// The generation in force, if it is this very policy, in these modes, with its expiries by the clock as it is now; and
+/// the policy with its exceptions, those that have expired since too.
+fn in_force_already(kernel: &Kernel, change: &Change<'_>, state: &StateDir) -> anyhow::Result<Option<(u32, Policy)>> {
     let read = kernel.read_back()?;
     let Some((slot, generation)) = change::in_force(&read) else { return Ok(None) };
     let Some(manifest) = state.manifest(Kept::Active)? else { return Ok(None) };
-    let same = read.policies[usize::from(slot.0)] == Some(change.policy.sha256)
+    let policy = compose(change.policy.clone(), &manifest.exceptions);
+    let same = read.policies[usize::from(slot.0)] == Some(policy.sha256)
         && manifest.generation == generation
         && manifest.audit == change.audit
         && manifest.source == std::path::absolute(change.source)?
         && !change::stepped(manifest.clock(), Clock::read()?);
-    Ok(same.then_some(generation))
+    Ok(same.then_some((generation, policy)))
 }
 
-fn record(
-    kernel: &mut Kernel,
-    state: &StateDir,
-    policy: &Policy,
-    put: &Put,
-    args: &RunArgs,
-    global: &Global,
-) -> anyhow::Result<Ended> {
+fn record(kernel: &mut Kernel, state: &StateDir, put: &Put, args: &RunArgs, global: &Global) -> anyhow::Result<Ended> {
     let sink = Sink::open(state.records(), Limits::default());
     // Flows that a former daemon has recorded are still in the tables.
     let begun = if put.fresh { Default::default() } else { begun_before(&state.records()).unwrap_or_default() };
     let mut recorder = Recorder::new(sink, Tracker::new(begun), Clock::read()?);
     recorder.flagged = Some(Flagged::new(state.flagged()));
+    let policy = &put.policy;
     let ready = ready(kernel, policy, put, args)?;
     let json = global.json;
     let mut say = |text: &str| {

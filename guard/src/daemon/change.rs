@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::{
     engine::{Engine, ReadBack},
     impact::{Candidate, Impact, assess},
+    kept::last_exception,
     report::harmless,
     state_dir::{Kept, Manifest, StateDir},
     way_back::{Within, spare_session},
@@ -22,6 +23,7 @@ use crate::{
     journal::{self, Entry, Event},
     policy::{
         compile::{Clocks, Compiled, compile},
+        exceptions::{Exception, compose},
         model::{Mode, Policy},
     },
     record::{
@@ -38,11 +40,23 @@ pub struct Change<'a> {
     pub source: &'a Path,
     /// `--audit`: the policy's modes are audit already; remembered for the next reload.
     pub audit: bool,
+    /// Temporary exceptions that hold over the policy ([`super::kept::exceptions`] are those of now).
+    pub exceptions: Vec<Exception>,
+    /// The policy is the copy in `active/`, published again: its files are taken from there.
+    pub again: bool,
     pub dry_run: bool,
     pub cut_me: bool,
     pub within: Within,
     /// A person sits at this command.
     pub on_terminal: bool,
+}
+
+impl Change<'_> {
+    /// The policy with its exceptions.
+    #[must_use]
+    pub fn composed(&self) -> Policy {
+        compose(self.policy.clone(), &self.exceptions)
+    }
 }
 
 /// What became of it.
@@ -155,9 +169,10 @@ pub fn change(
     let known = engine.flows()?;
     let judged = known.iter().filter(|(_, flow)| flow.generation != 0);
     let in_tables: HashSet<Key> = judged.map(|(key, _)| *key).collect();
-    let examined = examine(change.policy, generation, picture, &|index| guarded.contains(&index), known)?;
-    let sha256 = hex(&change.policy.sha256);
-    let mut changed = Changed::dry(change.policy, generation, examined.impact.clone());
+    let policy = change.composed();
+    let examined = examine(&policy, generation, picture, &|index| guarded.contains(&index), known)?;
+    let sha256 = hex(&policy.sha256);
+    let mut changed = Changed::dry(&policy, generation, examined.impact.clone());
     if change.dry_run {
         return Ok(changed);
     }
@@ -170,9 +185,19 @@ pub fn change(
         .iter()
         .map(|file| std::path::absolute(file.as_path()))
         .collect::<Result<Vec<PathBuf>, _>>()?;
-    let manifest =
+    let mut manifest =
         Manifest::new(change.policy.name.clone(), sha256, generation, source, change.audit, examined.clocks.unix_ns);
-    state.prepare(&manifest, &files)?;
+    manifest.last_exception =
+        change.exceptions.iter().map(|exception| exception.number).max().unwrap_or(0).max(last_exception(state));
+    if !change.exceptions.is_empty() {
+        manifest.base_sha256 = Some(hex(&change.policy.sha256));
+        manifest.exceptions.clone_from(&change.exceptions);
+    }
+    if change.again {
+        state.prepare_again(&manifest)?;
+    } else {
+        state.prepare(&manifest, &files)?;
+    }
 
     // What began before guard, and was not judged yet: judged like any other from its next packet on.
     let now = engine.now()?;
@@ -288,6 +313,8 @@ mod tests {
             policy,
             source,
             audit: false,
+            exceptions: Vec::new(),
+            again: false,
             dry_run: false,
             cut_me: false,
             within: Within::ByTerminal,

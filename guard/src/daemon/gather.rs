@@ -109,6 +109,10 @@ pub fn report(sources: Sources<'_>) -> Report {
         hooks: read.hooks.clone(),
         interfaces: sources.interfaces,
         reasons: reasons(read),
+        exceptions: kept
+            .map(|manifest| super::kept::holding(manifest, seconds(sources.clock.unix_ns(read.boot_ns))))
+            .unwrap_or_default(),
+        policy_base_sha256: kept.and_then(|manifest| manifest.base_sha256.clone()),
         rules: kept.and(sources.policy).map(|policy| rules(&policy.rules, &read.rule_flows)).unwrap_or_default(),
         flows: FlowCounts { held, allowed, denied: held - allowed },
         lost: report::Lost {
@@ -215,9 +219,10 @@ fn rules(rules: &[Rule], flows: &[u64]) -> Vec<RuleLine> {
             rule: rule.label(),
             direction: rule.direction.as_str(),
             action: rule.action.as_str(),
-            place: format!("{}:{}", rule.place.file.display(), rule.place.line),
+            place: rule.place.spoken(),
             flows: flows.get(number).copied().unwrap_or(0),
             expires: rule.expires.map(seconds),
+            exception: rule.place.line == 0,
         })
         .collect()
 }

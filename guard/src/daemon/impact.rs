@@ -14,7 +14,7 @@ use crate::{
     policy::{
         answer::why_not,
         compile::{Clocks, Compiled},
-        model::{FlowQuery, Mode, Policy, Rule},
+        model::{FlowQuery, Mode, Policy, Rule, spoken_place},
         nearest::explain,
     },
     record::flow::protocol_name,
@@ -240,8 +240,9 @@ impl Cut {
     /// The rule that decides, or came nearest, in words.
     #[must_use]
     pub fn because(&self) -> String {
-        let at =
-            |place: &RulePlace| format!("\"{}\" ({}:{})", harmless(&place.rule), harmless(&place.file), place.line);
+        let at = |place: &RulePlace| {
+            format!("\"{}\" ({})", harmless(&place.rule), harmless(&spoken_place(&place.file, place.line)))
+        };
         match (&self.at, &self.nearest) {
             (Some(place), _) => format!("{} denies it", at(place)),
             (None, Some(nearest)) => {

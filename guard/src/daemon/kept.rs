@@ -13,7 +13,14 @@ use super::{
 };
 use crate::{
     cli::{Exit, Global, check, output},
-    policy::{self, diagnostics::Diagnostics, model::Policy, ready::ready},
+    policy::{
+        self,
+        diagnostics::Diagnostics,
+        exceptions::{Exception, compose},
+        model::Policy,
+        ready::ready,
+    },
+    record::clock::unix_now,
 };
 
 /// A policy that nobody stands by to correct: its errors as text.
@@ -47,13 +54,25 @@ pub fn read_for(path: &Path, global: &Global) -> io::Result<Result<Policy, Exit>
 /// The kept policy and what is known of it; `None` where nothing is kept. Its places name the files that it was copied
 /// from. An error if the copy is not what was published.
 pub fn load(state: &StateDir, kept: Kept) -> anyhow::Result<Option<(Manifest, Policy)>> {
+    let Some((manifest, base)) = base(state, kept)? else { return Ok(None) };
+    let policy = compose(base, &manifest.exceptions);
+    anyhow::ensure!(
+        hex(&policy.sha256) == manifest.sha256,
+        "the exceptions in {} are not those that were published: their hash differs",
+        state.path().display()
+    );
+    Ok(Some((manifest, policy)))
+}
+
+/// The same without its exceptions.
+pub fn base(state: &StateDir, kept: Kept) -> anyhow::Result<Option<(Manifest, Policy)>> {
     let Some(manifest) = state.manifest(kept)? else { return Ok(None) };
     let copy = state.policy_file(kept, &manifest);
     // It fitted when it was published: only what it says is wanted, not its tables.
     let loaded = policy::load(&copy).map_err(|found| invalid(&copy, &found))?;
     let mut policy = audited(loaded.policy, manifest.audit);
     anyhow::ensure!(
-        hex(&policy.sha256) == manifest.sha256,
+        &hex(&policy.sha256) == manifest.base_sha256.as_ref().unwrap_or(&manifest.sha256),
         "{} is not the policy that was published: its hash differs",
         copy.display()
     );
@@ -67,6 +86,25 @@ pub fn load(state: &StateDir, kept: Kept) -> anyhow::Result<Option<(Manifest, Po
         rule.place.file = original(&rule.place.file);
     }
     Ok(Some((manifest, policy)))
+}
+
+/// Exceptions that a manifest names and that have not expired by `now` (Unix seconds).
+#[must_use]
+pub fn holding(manifest: &Manifest, now: i64) -> Vec<Exception> {
+    manifest.exceptions.iter().filter(|exception| exception.holds(now)).cloned().collect()
+}
+
+/// What a change of the policy carries over: the exceptions that hold now. None where nothing is in force.
+pub fn exceptions(state: &StateDir) -> anyhow::Result<Vec<Exception>> {
+    let now = i64::try_from(unix_now() / 1_000_000_000).unwrap_or(0);
+    Ok(state.manifest(Kept::Active)?.map(|manifest| holding(&manifest, now)).unwrap_or_default())
+}
+
+/// The highest number that an exception of this instance has had; also of what was rolled back, so that none is used twice.
+#[must_use]
+pub fn last_exception(state: &StateDir) -> u32 {
+    let of = |kept| state.manifest(kept).ok().flatten().map_or(0, |manifest: Manifest| manifest.last_exception);
+    of(Kept::Active).max(of(Kept::Previous)).max(of(Kept::Next))
 }
 
 /// Which of the kept policies the kernel has in force: after a deadline that nobody was there to see, the previous one.

@@ -5,7 +5,9 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::control::DaemonStatus;
-use crate::{host::firewalls::OtherFirewall, record::clock::for_people, review::is_observing};
+use crate::{
+    host::firewalls::OtherFirewall, policy::exceptions::Exception, record::clock::for_people, review::is_observing,
+};
 
 /// Everything that is known of an instance. Field names are stable.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -27,7 +29,11 @@ pub struct Report {
     pub policy: Option<String>,
     /// Hex, as the kernel's tables carry it.
     pub policy_sha256: Option<String>,
+    /// With exceptions: hex, of the policy's own files alone.
+    pub policy_base_sha256: Option<String>,
     pub policy_source: Option<String>,
+    /// Temporary exceptions that hold over the policy now.
+    pub exceptions: Vec<Exception>,
     /// Unix time in seconds since which this generation holds.
     pub since: Option<i64>,
     pub deadline: Option<Deadline>,
@@ -105,6 +111,9 @@ pub struct RuleLine {
     /// Unix time in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires: Option<i64>,
+    /// A temporary exception's.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub exception: bool,
 }
 
 #[derive(Clone, Debug, Default, Serialize)]
@@ -161,6 +170,7 @@ impl Report {
             )?;
         }
         self.write_policy(text)?;
+        self.write_exceptions(text)?;
         self.write_hooks(text, verbose)?;
         self.write_traffic(text, verbose)?;
         if let Some(groups) = self.to_review {
@@ -229,6 +239,19 @@ impl Report {
             write!(text, ", since {}, {}", for_people(i128::from(since) * 1_000_000_000), duration(seconds))?;
         }
         writeln!(text, ")")
+    }
+
+    fn write_exceptions(&self, text: &mut String) -> std::fmt::Result {
+        for exception in &self.exceptions {
+            let ends = exception.expires.map_or_else(
+                || "holds until it is undone".to_owned(),
+                |expires| format!("ends in {}", duration(expires - self.read_at)),
+            );
+            let note = exception.note.as_ref().map(|note| format!(", \"{note}\"")).unwrap_or_default();
+            let what = format!("{} ({}, {}{note})", exception.spoken(), exception.label(), exception.by);
+            writeln!(text, "  exception   {ends}: {}", harmless(&what))?;
+        }
+        Ok(())
     }
 
     fn write_hooks(&self, text: &mut String, verbose: bool) -> std::fmt::Result {
@@ -310,7 +333,7 @@ impl Report {
                     harmless(&rule.place)
                 )?;
             }
-            if let Some(expires) = rule.expires {
+            if let Some(expires) = rule.expires.filter(|_| !rule.exception) {
                 let left = expires - self.read_at;
                 if (0..86_400).contains(&left) {
                     writeln!(text, "  notice      \"{}\" ends in {}", harmless(&rule.rule), duration(left))?;

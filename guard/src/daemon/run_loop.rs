@@ -363,13 +363,15 @@ impl<'a> Daemon<'a> {
                 policy: &policy,
                 source: &manifest.source,
                 audit: manifest.audit,
+                exceptions: kept::exceptions(self.state)?,
+                again: false,
                 dry_run: false,
                 cut_me: false,
                 within: Within::Never,
                 on_terminal: false,
             };
             let changed = change::change(self.engine, self.state, &picture, &change)?;
-            Ok((changed, policy))
+            Ok((changed, change.composed()))
         });
         match result {
             Ok((changed, policy)) => {

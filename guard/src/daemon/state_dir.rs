@@ -25,7 +25,7 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use crate::record::clock::Clock;
+use crate::{policy::exceptions::Exception, record::clock::Clock};
 
 /// How long a command waits for another one to end.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -52,6 +52,15 @@ pub struct Manifest {
     pub published: String,
     /// Unix time of the boot, by the clock when its expiries were turned into boot time; in nanoseconds, as text.
     pub booted: String,
+    /// Over the policy's own rules; those that expired since it was published, too. [`Self::sha256`] is of both.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exceptions: Vec<Exception>,
+    /// With exceptions: hex, of the policy alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_sha256: Option<String>,
+    /// The highest number that an exception has had.
+    #[serde(default)]
+    pub last_exception: u32,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -257,6 +266,14 @@ impl StateDir {
         self.write_manifest(Kept::Next, manifest)
     }
 
+    /// The same with the files of `active/`: its policy again, under another manifest.
+    pub fn prepare_again(&self, manifest: &Manifest) -> Result<(), StateError> {
+        let next = self.path.join(Kept::Next.name());
+        remove(&next)?;
+        copy_tree(&self.files(Kept::Active), &next.join("files"))?;
+        self.write_manifest(Kept::Next, manifest)
+    }
+
     /// `next/` becomes `active/`, `active/` becomes `previous/`. `manifest` with the generation that was published.
     pub fn promote(&self, manifest: &Manifest) -> Result<(), StateError> {
         self.write_manifest(Kept::Next, manifest)?;
@@ -340,6 +357,22 @@ fn copy(from: &Path, to: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
+/// Directories and files, nothing else.
+fn copy_tree(from: &Path, to: &Path) -> Result<(), StateError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(to).map_err(|source| io_error("cannot make", to, source))?;
+    for entry in fs::read_dir(from).map_err(|source| io_error("cannot list", from, source))? {
+        let entry = entry.map_err(|source| io_error("cannot list", from, source))?;
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type().map_err(|source| io_error("cannot use", &from, source))?;
+        if kind.is_dir() {
+            copy_tree(&from, &to)?;
+        } else if kind.is_file() {
+            copy(&from, &to)?;
+        }
+    }
+    Ok(())
+}
+
 fn remove(path: &Path) -> Result<(), StateError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("cannot remove", path, error)),
@@ -371,6 +404,9 @@ impl Manifest {
             audit,
             published: published_unix_ns.to_string(),
             booted: booted.to_string(),
+            exceptions: Vec::new(),
+            base_sha256: None,
+            last_exception: 0,
         }
     }
 

@@ -56,7 +56,7 @@ pub fn yaml(policy: &Policy) -> String {
 fn write_rule(text: &mut String, rule: &Rule) {
     let place = &rule.place;
     let file = crate::text::escape_line(&place.file.display().to_string());
-    let _ = writeln!(text, "  # {} {file}:{}", rule_label(rule), place.line);
+    let _ = writeln!(text, "  # {} {}", rule_label(rule), super::model::spoken_place(&file, place.line));
     let _ = writeln!(text, "  - action: {}", rule.action.as_str());
     if let Some(name) = &rule.name {
         let _ = writeln!(text, "    name: {}", quoted(name));

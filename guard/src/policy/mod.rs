@@ -14,6 +14,7 @@ pub mod compile;
 pub mod diagnostics;
 pub mod effective;
 pub mod essentials;
+pub mod exceptions;
 pub mod files;
 pub mod flow_query;
 pub mod groups;

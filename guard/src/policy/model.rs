@@ -32,12 +32,26 @@ pub enum Mode {
     Enforce,
 }
 
-/// Where something stands: 1-based line and column (columns count characters).
+/// Where something stands: 1-based line and column (columns count characters); line 0: in no file (a temporary exception).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub file: Arc<PathBuf>,
     pub line: u32,
     pub column: u32,
+}
+
+impl Place {
+    /// `policy.yaml:12`; of a temporary exception, which stands in no file, what it is.
+    #[must_use]
+    pub fn spoken(&self) -> String {
+        spoken_place(&self.file.display().to_string(), self.line)
+    }
+}
+
+/// [`Place::spoken`], where a file has another name for people.
+#[must_use]
+pub fn spoken_place(file: &str, line: u32) -> String {
+    if line == 0 { "temporary exception".to_owned() } else { format!("{file}:{line}") }
 }
 
 #[derive(Clone, Debug)]
