@@ -153,7 +153,8 @@ fn map_fd(map: &Map) -> Result<BorrowedFd<'_>> {
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
         | Map::LpmTrie(data)
-        | Map::RingBuf(data) => data,
+        | Map::RingBuf(data)
+        | Map::CgroupArray(data) => data,
         _ => anyhow::bail!("a map of an unexpected type"),
     };
     Ok(data.fd().as_fd())

@@ -28,7 +28,7 @@ pub enum Found {
     Absent(Option<FlowTable>),
 }
 
-/// The first step, for a packet with all its headers. `absent`: the short way has looked where it looks, and found none
+/// The first step, for a packet with all its headers. `absent`: the short way has looked where it looks and found none
 /// ([`Short::Absent`](super::Short::Absent)).
 #[inline(always)]
 pub fn find<F: Family, H: Host + Flows<F>>(
@@ -59,7 +59,7 @@ pub fn find<F: Family, H: Host + Flows<F>>(
         let table = FlowTable::UnansweredOutbound;
         found = Flows::<F>::find(host, FlowTable::UnansweredOutbound, &key).map(|flow| (table, flow));
     }
-    if found.is_none() {
+    if found.is_none() && !absent {
         found = Flows::<F>::find(host, FlowTable::Denied, &key).map(|flow| (FlowTable::Denied, flow));
     }
     match found {

@@ -1,7 +1,7 @@
 //! The way of one packet: [`Packet`] and [`Context`] to a [`Judgement`].
 //!
 //! 1. What could not be parsed is denied.
-//! 2. A [plain](crate::packet::plain) packet of a known flow that is allowed takes the [`short`] way: what follows would say the same.
+//! 2. A [plain](crate::packet::plain) packet of a flow that is known takes the [`short`] way: what follows would say the same.
 //! 3. [`essential`] traffic and ICMP errors ([`icmp_error`]) have rules of their own.
 //! 4. A later [`fragment`] follows its first.
 //! 5. A known flow is followed: found, not over ([`lifetime`]), possible where its TCP stands ([`tcp`]), judged by this

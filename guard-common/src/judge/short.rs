@@ -1,4 +1,4 @@
-//! The short way: a plain packet of a flow that this generation allows and that it leaves as it is. In the kernel nearly
+//! The short way: a plain packet of a flow that this generation has judged and that it leaves as it is. In the kernel nearly
 //! every packet goes it, before anything else is asked. It decides nothing of its own: where it gives an answer,
 //! [`super::flow::find`] would give the same and leave the same behind (`judge/tests/short.rs` compares the two).
 
@@ -20,8 +20,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Short {
     Settled(Judgement),
-    /// It takes the long way, which has to look neither among the established nor among the unanswered of the packet's
-    /// direction.
+    /// It takes the long way, which has to look nowhere but among the unanswered of the other direction.
     Absent,
     /// It takes the long way.
     Long,
@@ -39,23 +38,30 @@ pub fn short<F: Family, H: Host + Flows<F>>(host: &mut H, context: &Context, pac
         if !heard && view.direction != context.direction as u8 {
             return Short::Long;
         }
-        return follow::<F, H>(host, context, packet.protocol, flow, &view);
+        return follow::<F, H>(host, context, packet.protocol, flow, &view, Verdict::Allow);
     }
-    // A datagram of a flow that nobody has answered yet: nobody may ever do.
     let unanswered = match context.direction {
         Direction::Inbound => Flows::<F>::find(host, FlowTable::UnansweredInbound, &key),
         Direction::Outbound => Flows::<F>::find(host, FlowTable::UnansweredOutbound, &key),
     };
-    let Some(flow) = unanswered else { return Short::Absent };
+    let (flow, verdict) = match unanswered {
+        Some(flow) => (flow, Verdict::Allow),
+        None => match Flows::<F>::find(host, FlowTable::Denied, &key) {
+            Some(flow) => (flow, Verdict::Deny),
+            None => return Short::Absent,
+        },
+    };
     let view = Flows::<F>::view(host, flow);
-    if packet.protocol == TCP || view.direction != context.direction as u8 || is_established(UDP, view.tcp, view.flags)
-    {
+    // Of the unanswered only datagrams: nobody may ever answer them.
+    let moves =
+        verdict as u8 == Verdict::Allow as u8 && (packet.protocol == TCP || is_established(UDP, view.tcp, view.flags));
+    if moves || view.direction != context.direction as u8 {
         return Short::Long;
     }
-    follow::<F, H>(host, context, UDP, flow, &view)
+    follow::<F, H>(host, context, packet.protocol, flow, &view, verdict)
 }
 
-/// Counts the packet where its flow is allowed and goes on as it is.
+/// Counts the packet where its flow has this verdict and goes on as it is.
 #[inline(always)]
 fn follow<F: Family, H: Host + Flows<F>>(
     host: &mut H,
@@ -63,6 +69,7 @@ fn follow<F: Family, H: Host + Flows<F>>(
     protocol: u8,
     flow: <H as Flows<F>>::Flow,
     view: &FlowView,
+    verdict: Verdict,
 ) -> Short {
     const ESTABLISHED: u8 = TcpState::Established as u8;
     let seconds = if protocol == TCP {
@@ -75,7 +82,7 @@ fn follow<F: Family, H: Host + Flows<F>>(
     };
     let now = host.jiffies();
     if lifetime::is_silent(view, seconds, now, host.hz())
-        || view.outcome.verdict() != Verdict::Allow
+        || view.outcome.verdict() != verdict
         || !holds(host, context, view)
     {
         return Short::Long;
