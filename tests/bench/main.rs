@@ -5,6 +5,7 @@ mod empty;
 mod instance;
 mod packets;
 mod replay;
+mod review;
 mod series;
 mod tables;
 
@@ -29,6 +30,7 @@ fn main() -> Result<()> {
         "packets" => packets::measure(runs)?,
         "instance" => instance::measure(runs)?,
         "replay" => replay::measure(runs)?,
+        "review" => review::measure(runs)?,
         "policy" => tables::measure(runs)?,
         _ => bail!("no part is called {part}"),
     };

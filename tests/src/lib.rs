@@ -23,6 +23,8 @@ pub mod servers;
 pub mod session;
 pub mod sizes;
 pub mod skip;
+pub mod terminal;
+pub mod unpacked;
 pub mod ways;
 pub mod witness;
 pub mod world;

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     process::{Process, run},
+    unpacked,
     world::Inside,
 };
 
@@ -45,7 +46,7 @@ impl Sshd {
             &config,
             format!(
                 "Port {port}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nUsePAM no\nStrictModes no\n\
-                 PermitRootLogin yes\nPasswordAuthentication no\nUseDNS no\nPrintMotd no\nLogLevel VERBOSE\n\
+                 PermitRootLogin yes\nExposeAuthInfo yes\nPasswordAuthentication no\nUseDNS no\nPrintMotd no\nLogLevel VERBOSE\n\
                  MaxStartups 100\n",
                 host_key.display(),
                 authorized.display()
@@ -102,6 +103,78 @@ pub fn dnsmasq(place: &Inside, dir: &Path, extra: &[&str]) -> Result<Process> {
     let mut process = Process::spawn(&mut command)?;
     process.wait_line(START, |line| line.contains("started"))?;
     Ok(process)
+}
+
+/// PostgreSQL on every address, with a new cluster; everybody may log in as `postgres`.
+pub fn postgres(place: &Inside, dir: &Path, port: u16) -> Result<Process> {
+    const PREPARED: Duration = Duration::from_secs(60);
+    let bin = fs::read_dir("/usr/lib/postgresql")
+        .context("the package postgresql is not installed")?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path().join("bin")))
+        .find(|bin| bin.join("postgres").exists())
+        .context("the package postgresql is not installed")?;
+    let data = dir.join(format!("postgres-{port}"));
+    fs::create_dir(&data)?;
+    let user = nix::unistd::User::from_name("postgres")?.context("there is no user postgres")?;
+    std::os::unix::fs::chown(&data, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+    // The world's directory is root's alone.
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
+    let as_postgres = |program: &str| {
+        let mut command = place.command("setpriv");
+        command.args(["--reuid", "postgres", "--regid", "postgres", "--clear-groups"]).arg(bin.join(program));
+        command.arg("-D").arg(&data);
+        command
+    };
+    let mut initdb = as_postgres("initdb");
+    let made = run(initdb.args(["--no-sync", "--auth=trust", "--locale=C", "--encoding=UTF8"]), PREPARED)?;
+    ensure!(made.good(), "initdb: {}", made.text());
+    fs::write(data.join("pg_hba.conf"), "host all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n")?;
+    let mut server = as_postgres("postgres");
+    server.args(["-h", "0.0.0.0,::", "-p", &port.to_string(), "-c", "fsync=off", "-c", "unix_socket_directories="]);
+    let mut process = Process::spawn(&mut server)?;
+    process.wait_line(PREPARED, |line| line.contains("ready to accept connections"))?;
+    Ok(process)
+}
+
+/// The same program where only root can write, as it would be installed: where it was unpacked may be anybody's, and a
+/// program there is unusual. In the world's mount namespace, over a folder that the system leaves to its administrator.
+fn as_installed(place: &Inside, program: &Path) -> Result<PathBuf> {
+    if !program.to_string_lossy().contains("/unpacked/") {
+        return Ok(program.to_owned());
+    }
+    let script = "set -e; [ -e /mnt/.world ] || { mount -t tmpfs -o mode=755 none /mnt; touch /mnt/.world; }; \
+                  cp -n \"$0\" /mnt/";
+    let ended = run(place.command("sh").args(["-c", script]).arg(program), START)?;
+    ensure!(ended.good(), "{}: {}", program.display(), ended.text());
+    Ok(Path::new("/mnt").join(program.file_name().unwrap_or_default()))
+}
+
+/// chrony, which leaves the machine's clock alone (`-x`); `lines` are its configuration.
+pub fn chronyd(place: &Inside, dir: &Path, name: &str, lines: &str) -> Result<Process> {
+    let program = as_installed(place, &unpacked::program("chrony", "usr/sbin/chronyd")?)?;
+    let dir = dir.join(name);
+    fs::create_dir(&dir)?;
+    let config = dir.join("chrony.conf");
+    let pid = dir.join("pid");
+    fs::write(&config, format!("{lines}\ncmdport 0\nbindcmdaddress /\npidfile {}\n", pid.display()))?;
+    let mut process = Process::spawn(place.command(program).args(["-d", "-x", "-u", "root", "-f"]).arg(&config))?;
+    process.wait_line(START, |line| line.contains("starting"))?;
+    Ok(process)
+}
+
+/// cron with one job, which it runs when it starts; spool, tables and pid file are its own.
+pub fn cron(place: &Inside, dir: &Path, job: &str) -> Result<Process> {
+    let program = as_installed(place, &unpacked::program("cron", "usr/sbin/cron")?)?;
+    let table = dir.join("crontab");
+    fs::write(&table, format!("SHELL=/bin/sh\nPATH=/usr/bin:/bin\n@reboot root {job}\n"))?;
+    fs::set_permissions(&table, fs::Permissions::from_mode(0o600))?;
+    // In a mount namespace of its own: what the machine's cron has is neither read nor written.
+    let script = "set -e; mount -t tmpfs none /run; mkdir -p /var/spool/cron; mount -t tmpfs none /var/spool/cron; \
+                  mkdir -m 1730 /var/spool/cron/crontabs; mkdir -p /etc/cron.d; mount -t tmpfs -o mode=755 none /etc/cron.d; \
+                  touch /etc/crontab; mount --bind \"$1\" /etc/crontab; exec \"$0\" -f";
+    let mut command = place.command("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script]).arg(program).arg(table);
+    Process::spawn(&mut command)
 }
 
 /// The body of a web page, by curl.

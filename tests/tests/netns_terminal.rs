@@ -3,10 +3,9 @@
 
 use std::{
     fs,
-    io::Write,
     os::unix::{fs::PermissionsExt, net::UnixDatagram},
     path::Path,
-    process::{ChildStdin, Command, Stdio},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -18,6 +17,7 @@ use guard_tests::{
     process::Process,
     servers::Sshd,
     skip::skip,
+    terminal::Terminal,
     world::World,
 };
 use nix::sys::signal::Signal;
@@ -25,47 +25,6 @@ use nix::sys::signal::Signal;
 /// The responder's way in; with another address, what cuts it.
 const GOOD: &str = "version: 1\nname: good\nmode: enforce\ninbound:\n  \
                     - { name: ssh, from: 198.51.100.7, services: ssh }\noutbound: []\n";
-
-/// A person at a terminal of the server, over OpenSSH. What is run answers by files, since a multiplexer draws its screen
-/// as it likes.
-struct Terminal<'a> {
-    process: Process,
-    keyboard: ChildStdin,
-    dir: &'a Path,
-    number: u32,
-}
-
-impl<'a> Terminal<'a> {
-    fn open(sshd: &Sshd, world: &'a World) -> Self {
-        let mut command = sshd.client(&world.responder, world.server.v4.into());
-        command.args(["-tt", "PS1= exec sh"]).stdin(Stdio::piped()).env("TERM", "xterm");
-        let mut process = Process::spawn(&mut command).unwrap();
-        let keyboard = process.stdin().unwrap();
-        let mut terminal = Self { process, keyboard, dir: world.dir(), number: 0 };
-        terminal.run("true");
-        terminal
-    }
-
-    fn types(&mut self, line: &str) {
-        writeln!(self.keyboard, "{line}").unwrap();
-    }
-
-    /// Runs a line in whatever shell has the terminal now: its exit code, and what it said.
-    fn run(&mut self, line: &str) -> (i32, String) {
-        self.number += 1;
-        let (said, code) = (format!("said-{}", self.number), format!("code-{}", self.number));
-        let (said, code) = (self.dir.join(said), self.dir.join(code));
-        self.types(&format!("{line} > {} 2>&1; echo $? > {}", said.display(), code.display()));
-        let deadline = Instant::now() + PASSES * 6;
-        loop {
-            if let Ok(Ok(number)) = fs::read_to_string(&code).map(|text| text.trim().parse()) {
-                return (number, fs::read_to_string(&said).unwrap());
-            }
-            assert!(Instant::now() < deadline, "{line}: no answer\n{}", self.process.output());
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
 
 /// Whatever stands between the shell and OpenSSH, the session that asks is seen: refused to be cut, and given a deadline
 /// unasked for.

@@ -116,6 +116,7 @@ pub const NETWORK: &[Need] = &[
     program!("openssh-client", "ssh"),
     program!("nginx-light", "nginx"),
     program!("dnsmasq-base", "dnsmasq"),
+    file!("postgresql", "/usr/lib/postgresql"),
     program!("netcat-openbsd", "nc"),
     program!("socat", "socat"),
     program!("curl", "curl"),

@@ -266,6 +266,9 @@ impl<'a> Daemon<'a> {
             };
             self.recorder.found(found, &now, owner.as_ref());
         }
+        for grown in &findings.grown {
+            self.recorder.grown(grown, &now);
+        }
         if !findings.expired.is_empty()
             && let Err(error) = self.engine.delete(&findings.expired)
         {

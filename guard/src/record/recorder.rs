@@ -25,7 +25,7 @@ use super::{
     observer::{self, Observer},
     recent::Recent,
     sink::Sink,
-    sweep::{Finding, Found, Now, Tracker},
+    sweep::{Finding, Found, Grown, Now, Tracker},
     who,
 };
 use crate::{
@@ -98,6 +98,8 @@ struct Told<'a> {
     last_ns: u64,
     end: Option<&'static str>,
     late: bool,
+    /// No record is written.
+    observed_only: bool,
     owner: Option<&'a Owner>,
     packet_bytes: u32,
     head: &'a [u8],
@@ -195,6 +197,7 @@ impl Recorder {
             last_ns: event.time,
             end: None,
             late: false,
+            observed_only: false,
             owner: (event.owner.pid != 0).then_some(&event.owner),
             packet_bytes: event.packet_bytes,
             head: head_of(event),
@@ -246,16 +249,53 @@ impl Recorder {
             last_ns,
             end,
             late: end.is_none(),
+            observed_only: false,
             owner,
             packet_bytes: 0,
             head: &[],
         });
     }
 
+    /// A flow that goes on: how it stands now, for the observer alone.
+    pub fn grown(&mut self, grown: &Grown, now: &Now) {
+        if self.observer.is_none() {
+            return;
+        }
+        let Grown { key, flow, flow_id } = grown;
+        let direction = Direction::from_u8(flow.direction);
+        let told = Told {
+            moment: Moment::Begin,
+            key: *key,
+            flow: *flow,
+            flow_id: *flow_id,
+            outcome: flow.outcome,
+            generation: flow.generation,
+            dropped: flow.outcome.verdict() == Verdict::Deny && self.names.enforces(flow.generation, direction),
+            time: flow.first_seen,
+            last_ns: now.last_ns(flow),
+            end: None,
+            late: false,
+            observed_only: true,
+            owner: None,
+            packet_bytes: 0,
+            head: &[],
+        };
+        // Of a process before this one: whose it is must be found again, or it would become another group's.
+        if self.notes.get(flow_id).is_none()
+            && self.note(&told).who.is_none_or(|who| who.found_by == who::FoundBy::Unknown)
+        {
+            return;
+        }
+        self.tell(&told);
+    }
+
     fn tell(&mut self, told: &Told<'_>) {
         let Told { moment, key, flow, outcome, generation, .. } = told;
         let direction = Direction::from_u8(flow.direction);
-        let note = self.note(told);
+        let note = match self.notes.get(&told.flow_id) {
+            Some(note) if told.observed_only => note.clone(),
+            _ => self.note(told),
+        };
         let rule = self.names.of(*generation, *outcome);
         let names = self.asked_as.names(key.remote(), told.last_ns);
         let group_remote = observer::remote_group(
@@ -288,6 +328,12 @@ impl Recorder {
             head: told.head.to_vec(),
         };
 
+        if told.observed_only {
+            if let Some(observer) = &mut self.observer {
+                observer.observed(&observed, *moment);
+            }
+            return;
+        }
         let mut guard = GuardPart::new(*moment, *outcome, direction, *generation, rule);
         guard.machine_id = Arc::clone(&self.machine);
         guard.group = Some(Group::of(&observed).id().to_string());

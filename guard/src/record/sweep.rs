@@ -23,6 +23,9 @@ const CLOSED_QUIET: u64 = 2 * SECOND;
 /// follows its predecessor more closely is found by the next look at the tables.)
 const SAME_FLOW: u64 = SECOND / 100;
 
+/// Flows that one look tells the store of again; the others wait for the next.
+const MOST_GROWN: usize = 2000;
+
 /// Both clocks of the programs, read together.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
@@ -97,8 +100,18 @@ pub struct Found {
 #[derive(Debug, Default)]
 pub struct Findings {
     pub found: Vec<Found>,
+    /// Flows that go on, and of which there is more than was told: for the store, and no record of theirs.
+    pub grown: Vec<Grown>,
     /// Entries whose time is over: to be deleted from the tables.
     pub expired: Vec<Key>,
+}
+
+/// A flow that goes on, as it stands now.
+#[derive(Clone, Copy, Debug)]
+pub struct Grown {
+    pub key: Key,
+    pub flow: Flow,
+    pub flow_id: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -116,6 +129,8 @@ struct Known {
     moved: u64,
     /// What records that have ended have told of it.
     told: Sum,
+    /// When the store was told of it last (boot-time nanoseconds), and of how many packets.
+    stored: (u64, u64),
 }
 
 impl Known {
@@ -130,6 +145,7 @@ impl Known {
             seen: look,
             moved: flow.first_seen,
             told: Sum::default(),
+            stored: (flow.first_seen, 0),
         }
     }
 
@@ -143,6 +159,15 @@ impl Known {
         self.told = Sum { packets: self.flow.packets, bytes: self.flow.bytes };
         self.flow_id = key.flow_id(now.boot_ns);
         (self.begun, self.ended) = (false, false);
+    }
+
+    /// The store is told of a flow again when it is twice as old, but not within seconds, and each minute later on: what
+    /// is open for days is not one packet until its end, and a crowd of short ones costs nothing.
+    fn has_grown(&self, now: &Now) -> bool {
+        const AGES: (u64, u64) = (2 * SECOND, 60 * SECOND);
+        let (when, packets) = self.stored;
+        let wait = when.saturating_sub(self.flow.first_seen).clamp(AGES.0, AGES.1);
+        self.begun && !self.ended && total(&self.flow) != packets && now.boot_ns.saturating_sub(when) >= wait
     }
 
     /// The flow, less what was told of it.
@@ -341,6 +366,10 @@ impl Tracker {
         if over {
             findings.expired.push(key);
         }
+        if known.has_grown(now) && findings.grown.len() < MOST_GROWN {
+            known.stored = (now.boot_ns, total(&flow));
+            findings.grown.push(Grown { key, flow: known.untold(), flow_id: known.flow_id });
+        }
     }
 }
 
@@ -496,6 +525,26 @@ mod tests {
         let findings = tracker.look([(key(2), flow(5, 1))], &at(1000 + 250 * 432_001));
         assert_eq!(kinds(&findings), [Finding::Begin, Finding::End(How::Idle)]);
         assert_eq!(findings.expired, [key(2)]);
+    }
+
+    #[test]
+    fn the_store_is_told_of_what_goes_on_as_it_grows() {
+        let mut tracker = Tracker::default();
+        let grown = |tracker: &mut Tracker, seconds: u64, packets: u64| {
+            let now = at(1000 + 250 * seconds);
+            let flow = Flow { first_seen: at(1000).boot_ns, last_seen: now.jiffies, ..flow(0, packets) };
+            let grown = tracker.look([(key(1), flow)], &now).grown;
+            grown.first().map(|grown| grown.flow.packets[1])
+        };
+        // Twice as old each time, at least two seconds, at most a minute; and nothing where nothing came.
+        let told: Vec<Option<u64>> = (0..=10).map(|second| grown(&mut tracker, second, 10 + second)).collect();
+        let seconds: Vec<usize> = (0..told.len()).filter(|second| told[*second].is_some()).collect();
+        assert_eq!(seconds, [2, 4, 8]);
+        assert_eq!(told[8], Some(18));
+        assert_eq!(grown(&mut tracker, 100, 18), None);
+        assert_eq!(grown(&mut tracker, 101, 500), Some(500));
+        assert_eq!(grown(&mut tracker, 160, 600), None);
+        assert_eq!(grown(&mut tracker, 161, 601), Some(601));
     }
 
     #[test]

@@ -246,8 +246,7 @@ pub fn coverage(coverage: &Coverage) -> Vec<String> {
 pub fn background(line: &BackgroundLine) -> String {
     let protocol = protocol_name(line.protocol);
     let least = if line.at_least { "at least " } else { "" };
-    let probes = thousands(line.flows);
-    let addresses = thousands(line.addresses);
+    let addresses = format!("{least}{}", count(line.addresses, "address", "addresses"));
     let passed = match line.passed {
         0 => String::new(),
         passed if passed == line.flows => ", none of them stopped".to_owned(),
@@ -257,15 +256,20 @@ pub fn background(line: &BackgroundLine) -> String {
     let what = if line.passed == line.flows { "unanswered" } else { "denied" };
     match line.port {
         Some(port) => {
-            format!("inbound {what} at open {protocol}/{port}: {probes} tries, {least}{addresses} addresses{passed}")
+            let tries = count(line.flows, "try", "tries");
+            format!("inbound {what} at open {protocol}/{port}: {tries}, {addresses}{passed}")
         }
         None => {
-            let ports = thousands(line.ports);
-            format!(
-                "inbound to closed {protocol} ports: {probes} probes, {least}{addresses} addresses, {ports} ports{passed}"
-            )
+            let (probes, ports) = (count(line.flows, "probe", "probes"), count(line.ports, "port", "ports"));
+            format!("inbound to closed {protocol} ports: {probes}, {addresses}, {ports}{passed}")
         }
     }
+}
+
+/// `1 flow`, `41,203 flows`.
+#[must_use]
+pub fn count(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", thousands(number), if number == 1 { one } else { many })
 }
 
 /// `3 d 4 h`, of microseconds.

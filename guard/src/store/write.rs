@@ -364,9 +364,9 @@ fn put_unsolicited(
         waiting.sum.add(db, 0, (packets - waiting.packets).max(0), (bytes - waiting.bytes).max(0))?;
         (waiting.packets, waiting.bytes) = (packets.max(waiting.packets), bytes.max(waiting.bytes));
         db.prepare_cached(
-            "UPDATE unsolicited SET last = ?3, packets = ?4, bytes = ?5 WHERE slot = ?1 AND flow_id = ?2",
+            "UPDATE unsolicited SET last = ?3, packets = ?4, bytes = ?5, flags = ?6 WHERE slot = ?1 AND flow_id = ?2",
         )?
-        .execute(params![waiting.slot, flow.flow_id.cast_signed(), flow.last, packets, bytes])?;
+        .execute(params![waiting.slot, flow.flow_id.cast_signed(), flow.last, packets, bytes, flags(flow)])?;
         if ended {
             ring.open.remove(&flow.flow_id);
         }

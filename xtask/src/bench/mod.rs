@@ -18,7 +18,7 @@ use std::time::Duration;
 /// Measure: ns a packet, packets and connections a second beside no filter and nftables, times to publish, replay
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only these parts (repeatable): packets, decision, policy, instance, replay, pair
+    /// Only these parts (repeatable): packets, decision, policy, instance, replay, review, pair
     #[arg(long = "part", value_name = "NAME")]
     parts: Vec<String>,
     /// Runs of each measurement; what is shown is the median
@@ -28,7 +28,7 @@ pub struct Args {
     inside: bool,
 }
 
-const PARTS: [&str; 6] = ["packets", "decision", "policy", "instance", "replay", "pair"];
+const PARTS: [&str; 7] = ["packets", "decision", "policy", "instance", "replay", "review", "pair"];
 
 pub fn run(args: &Args) -> Result<bool> {
     if args.inside {

@@ -81,6 +81,8 @@ struct Guard {
     pid: Option<u32>,
     uid: Option<u32>,
     adopted: bool,
+    machine_id: String,
+    listening: Option<bool>,
     who: Option<Who>,
     names: Vec<String>,
 }
@@ -179,6 +181,8 @@ fn of_guard(raw: &mut Raw, guard: Guard) {
     raw.reason = guard.reason.into();
     raw.generation = guard.generation;
     raw.adopted = guard.adopted;
+    raw.machine = guard.machine_id.into();
+    raw.listening = guard.listening;
     raw.names = guard.names.into_iter().take(MOST_NAMES).map(Arc::from).collect();
     raw.who = guard.who.map(Arc::new).or_else(|| {
         let program = guard.program?;
@@ -258,6 +262,7 @@ fn add_what_is_missing(flow: &mut Raw, before: Raw) {
     if flow.interface.is_none() {
         flow.interface = before.interface;
     }
+    flow.listening = flow.listening.or(before.listening);
     for way in 0..2 {
         flow.packets[way] = flow.packets[way].max(before.packets[way]);
         flow.bytes[way] = flow.bytes[way].max(before.bytes[way]);

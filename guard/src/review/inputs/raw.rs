@@ -42,6 +42,9 @@ pub struct Raw {
     pub interface: Option<Arc<str>>,
     pub generation: u32,
     pub adopted: bool,
+    pub machine: Arc<str>,
+    /// As told; `None`: by what was answered.
+    pub listening: Option<bool>,
     pub who: Option<Arc<Who>>,
     pub names: Vec<Arc<str>>,
     pub flow_id: Option<u64>,
@@ -71,6 +74,8 @@ impl Raw {
             interface: None,
             generation: 0,
             adopted: false,
+            machine: "".into(),
+            listening: None,
             who: None,
             names: Vec::new(),
             flow_id: None,
@@ -111,15 +116,16 @@ impl Raw {
         let key = Key::new(self.protocol, remote, remote_port, local, local_port, 0)?;
         let inbound = direction == Direction::Inbound;
         let answered = self.packets[1] > 0;
-        let listening = match (inbound, self.protocol) {
-            (true, TCP) if answered => Some(!self.refused),
+        let listening = self.listening.or(match (inbound, self.protocol) {
+            // guard's own says it, or does not know.
+            (true, TCP) if answered && self.machine.is_empty() => Some(!self.refused),
             _ => None,
-        };
+        });
         let boot_like = u64::try_from(self.first).unwrap_or(0).saturating_mul(1000);
         Some(Observed {
             flow_id: self.flow_id.unwrap_or_else(|| key.flow_id(boot_like)),
             host: self.host,
-            machine: "".into(),
+            machine: self.machine,
             first: self.first,
             last: self.last.max(self.first),
             direction,

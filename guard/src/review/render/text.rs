@@ -73,14 +73,16 @@ fn head(report: &Report, style: Style, lines: &mut Vec<String>) {
         many => format!(" on {many} hosts"),
     };
     lines.push(format!("{count}{hosts}{since}"));
+    let groups_of = |flows: u64, groups: usize| {
+        let flows = words::count(flows, "flow", "flows");
+        format!("{flows} in {}", words::count(groups as u64, "group", "groups"))
+    };
     let mut totals = format!(
-        "denied {} flows in {} groups · {} {} flows in {} groups",
-        thousands(counts.denied_flows + counts.would_be_denied_flows),
-        counts.denied_groups,
+        "denied {} · {} {}",
+        groups_of(counts.denied_flows + counts.would_be_denied_flows, counts.denied_groups),
         // Nobody has decided on them.
         if report.is_of_others() { "seen" } else { "allowed" },
-        thousands(counts.allowed_flows),
-        counts.allowed_groups,
+        groups_of(counts.allowed_flows, counts.allowed_groups),
     );
     if counts.would_be_denied_flows > 0 {
         totals.push_str(&format!(" · {} not stopped: audit", thousands(counts.would_be_denied_flows)));
