@@ -236,10 +236,14 @@ pub unsafe extern "C" fn parse_frame(frame: *mut xdp_md, link: u32) -> i32 {
     0
 }
 
-/// As [`report`], without the packet's bytes.
+/// As [`report`]. A frame has no socket.
+///
+/// # Safety
+///
+/// `frame` is the program's context.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn report_frame() -> i32 {
+pub unsafe extern "C" fn report_frame(frame: *mut xdp_md) -> i32 {
     let Some(hand) = Hand::get() else { return 1 };
     let context = hand.context();
     let outcome = Outcome(hand.outcome);
@@ -263,6 +267,9 @@ pub extern "C" fn report_frame() -> i32 {
             (*event).key = event_key(&hand.packet, &context);
         }
         (*event).packet_bytes = hand.bytes;
+        // The shield reports only what it drops.
+        let event: *mut Event = event;
+        (*event).head_bytes = skb::copy_head(frame, hand.packet.network_at.into(), &raw mut (*event).head);
     }
     entry.submit(0);
     0

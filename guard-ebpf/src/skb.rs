@@ -3,7 +3,7 @@
 use core::ptr;
 
 use aya_ebpf::{
-    bindings::__sk_buff,
+    bindings::{__sk_buff, xdp_md},
     helpers::generated::{bpf_get_socket_cookie, bpf_skb_load_bytes},
 };
 use guard_common::{
@@ -275,5 +275,29 @@ pub unsafe fn load_answer(skb: *mut __sk_buff, from: u32, to: *mut [u8; ANSWER_B
             options(pure, nomem, nostack),
         );
         if bpf_skb_load_bytes(skb.cast(), from, to.cast(), size as u32) == 0 { size as u32 } else { 0 }
+    }
+}
+
+/// The same of a frame at XDP, whose bytes a helper can load only since 5.18: eight at a time, and what is left one by one.
+///
+/// # Safety
+///
+/// `frame` is the program's context, `to` is writable and aligned to 8.
+#[inline(always)]
+pub unsafe fn copy_head(frame: *mut xdp_md, from: u32, to: *mut [u8; HEAD_BYTES]) -> u32 {
+    // SAFETY: the kernel's context; each load lies before the frame's end, and each store within `to`.
+    unsafe {
+        let bytes = Direct::new((*frame).data as usize, (*frame).data_end as usize, 0);
+        let Some(start) = bytes.at(from, 1) else { return 0 };
+        let mut copied = 0;
+        while copied < HEAD_BYTES && start + copied + 8 <= bytes.end {
+            ptr::write_volatile(to.cast::<u64>().byte_add(copied), load!("u64", start + copied));
+            copied += 8;
+        }
+        while copied < HEAD_BYTES && start + copied < bytes.end {
+            ptr::write_volatile(to.cast::<u8>().add(copied), load!("u8", start + copied) as u8);
+            copied += 1;
+        }
+        copied as u32
     }
 }

@@ -25,7 +25,7 @@ fn each_hook_detached_in_turn_is_noticed_and_put_back() {
     let links = pinned_links(&world.operator).unwrap();
     let hooks = status["hooks"].as_array().unwrap();
     assert!(links.len() >= 11, "wire on two interfaces, four of sockets, seal, backstop: {links:#?}");
-    for layer in ["wire", "socket", "seal", "backstop"] {
+    for layer in ["wire", "shield", "socket", "seal", "backstop"] {
         assert!(hooks.iter().any(|hook| hook["layer"] == layer), "{layer}: {status:#}");
     }
     for name in &links {

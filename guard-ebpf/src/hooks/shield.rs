@@ -50,7 +50,8 @@ fn passes(frame: *mut xdp_md) -> bool {
     }
     count_index(hand.counter_index(), hand.packets.into(), hand.bytes.into());
     if hand.ring | hand.decided != 0 {
-        report_frame();
+        // SAFETY: as above.
+        unsafe { report_frame(frame) };
     }
     false
 }
