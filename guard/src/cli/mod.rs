@@ -10,6 +10,7 @@ pub mod completions;
 pub mod confirm;
 pub mod doctor;
 pub mod explain;
+pub mod export;
 pub mod flows;
 pub mod init;
 pub mod lockdown;
@@ -163,6 +164,7 @@ fn instance_name(name: &str) -> Result<String, KernelError> {
 pub enum Command {
     Check(check::CheckArgs),
     Explain(explain::ExplainArgs),
+    Export(export::ExportArgs),
     Test(test::TestArgs),
     Replay(replay::ReplayArgs),
     Suggest(suggest::SuggestArgs),
@@ -223,6 +225,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Check(args) => check::run(&args, global),
         Command::Explain(args) => explain::run(&args, global),
+        Command::Export(args) => export::run(&args, global),
         Command::Test(args) => test::run(&args, global),
         Command::Replay(args) => replay::run(&args, global),
         Command::Suggest(args) => suggest::run(&args, global),

@@ -22,6 +22,7 @@ pub mod include;
 pub mod lists;
 pub mod model;
 pub mod nearest;
+pub mod nft;
 pub mod reachable;
 pub mod read;
 pub mod ready;
