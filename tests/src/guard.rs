@@ -272,7 +272,8 @@ impl Drop for Guard {
         if let Some(daemon) = &self.daemon {
             let _ = daemon.signal(Signal::SIGCONT);
         }
-        if let Err(error) = self.ask("release", &[]) {
+        let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if let Err(error) = self.ask("release", &["--host", &host]) {
             eprintln!("guard release: {error:#}");
         }
         if thread::panicking() {

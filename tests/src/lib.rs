@@ -12,6 +12,7 @@ pub mod flows;
 pub mod frame;
 pub mod generate;
 pub mod guard;
+pub mod keystrokes;
 pub mod parity;
 pub mod parity_kernel;
 pub mod probe;

@@ -260,6 +260,8 @@ fn publish(
         // A deny that cuts this session is refused, and an allow cuts nothing.
         within: Within::Never,
         on_terminal: on_terminal(),
+        lockdown: None,
+        restores: false,
     };
     change::change(engine, state, &Picture::read()?, &change)
 }

@@ -1,17 +1,41 @@
-use std::path::PathBuf;
+use std::{
+    io::{self, IsTerminal},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use clap::Args;
 
-use super::{Exit, Global, InstanceArgs, check, output, run::PlaceArgs};
+use super::{
+    ByArgs, Exit, Global, InstanceArgs, check,
+    confirm::ask,
+    output,
+    run::{self, PlaceArgs},
+};
 use crate::{
     daemon::{
         attached::{self, StartOptions},
+        change, control,
         engine::Engine,
+        state_dir::{DEFAULT_ROOT, StateDir},
+        way_back::Within,
     },
+    host::person::Person,
+    journal::{self, Event},
     lockdown::{
+        act::{self, OnTimeout, Order},
         base::Allow,
-        prepare::{Found, Guarded, PrepareError, Wishes, prepare},
+        countdown::{self, Outcome},
+        destroy::Destroyed,
+        detach,
+        evidence::Evidence,
+        mark,
+        packages::Intact,
+        plan::Plan,
+        prepare::{Found, Guarded, PrepareError, Prepared, Wishes, prepare},
     },
+    record::clock::Clock,
+    snapshot,
 };
 
 /// Contain this host now: the way in stays, everything else is cut
@@ -58,6 +82,33 @@ pub struct LockdownArgs {
     /// Show all of it, and stop there
     #[arg(long)]
     pub dry_run: bool,
+    /// Ask nothing: only what the options name is kept
+    #[arg(long, short)]
+    pub yes: bool,
+    /// It opens again unless `guard confirm` comes in this time (`90s`, `2m`; `none`: it stays once it is proven)
+    #[arg(long, value_name = "TIME", default_value = "2m")]
+    pub confirm_within: Within,
+    /// What holds when nobody confirms
+    #[arg(long, value_enum, default_value_t)]
+    pub on_timeout: OnTimeout,
+    /// Save the volatile state to this new directory first; `none`: do not
+    /// [default: /var/lib/guard/evidence/TIME]
+    #[arg(long, value_name = "DIR")]
+    pub evidence: Option<PathBuf>,
+    /// How many seconds that may take before the host is contained; the rest follows
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0, value_parser = seconds)]
+    pub snapshot_within: f64,
+    /// End the sockets of what is cut at once, not at the confirmation: a rollback cannot bring them back
+    #[arg(long)]
+    pub destroy_now: bool,
+    /// Write the countdown to every terminal: it tells the intruder, too
+    #[arg(long)]
+    pub wall: bool,
+    /// Record in this process, at the terminal, instead of in the background
+    #[arg(long)]
+    pub foreground: bool,
+    #[command(flatten)]
+    pub by: ByArgs,
     #[command(flatten)]
     pub place: PlaceArgs,
     #[command(flatten)]
@@ -101,16 +152,305 @@ pub fn run(args: &LockdownArgs, global: &Global) -> anyhow::Result<Exit> {
         Ok(prepared) => prepared,
         Err(error) => return refused(error, global),
     };
-    let suffix = args.instance.suffix();
-    if global.json {
-        output::json_line(&serde_json::json!({ "event": "plan", "plan": prepared.plan }))?;
+    show(&prepared.plan, args, global)?;
+    if args.dry_run {
+        if !global.json {
+            output::print(&format!("\n{}\nnothing was changed (--dry-run)\n", prepared.plan.policy))?;
+        }
+        return Ok(Exit::Good);
+    }
+    let prepared = if args.yes {
+        prepared
     } else {
-        output::print(&prepared.plan.render(&suffix))?;
+        let asks = io::stdin().is_terminal() && io::stderr().is_terminal() && !global.json;
+        anyhow::ensure!(
+            asks,
+            "nobody can be asked here: look at it with --dry-run, then say --yes; nothing was changed"
+        );
+        match questions(&found, args, &guarded, prepared)? {
+            Some(prepared) => prepared,
+            None => {
+                output::print("nothing was changed")?;
+                return Ok(Exit::No);
+            }
+        }
+    };
+    enforce(args, &found, &prepared, global)
+}
+
+fn show(plan: &Plan, args: &LockdownArgs, global: &Global) -> io::Result<()> {
+    if global.json {
+        output::json_line(&serde_json::json!({ "event": "plan", "plan": plan }))
+    } else {
+        output::print(&plan.render(&args.instance.suffix()))
     }
-    if !global.json {
-        output::print(&format!("\n{}\nnothing was changed (--dry-run)\n", prepared.plan.policy))?;
+}
+
+/// Each thing that is a person's choice, one by one. `None`: not now.
+fn questions(
+    found: &Found,
+    args: &LockdownArgs,
+    guarded: &Guarded,
+    first: Prepared,
+) -> anyhow::Result<Option<Prepared>> {
+    let mut wishes = args.wishes();
+    let mut changed = false;
+    for other in
+        first.plan.way_in.others.iter().filter(|other| !wishes.cut.contains(&other.pid)).cloned().collect::<Vec<_>>()
+    {
+        if ask(&format!("Cut {}? (its owner can come again from there) [y/N] ", first.plan.session(&other)))? {
+            wishes.cut.push(other.pid);
+            changed = true;
+        }
     }
-    Ok(Exit::Good)
+    for offer in &first.plan.offered {
+        let changed_package = matches!(&offer.owner, Some(owner) if owner.intact == Intact::No);
+        if !changed_package && ask(&format!("Keep {}? [y/N] ", offer.name))? {
+            wishes.keep.push(offer.name.clone());
+            changed = true;
+        }
+    }
+    let prepared = if changed {
+        let again = prepare(found, &wishes, guarded).map_err(|error| match error {
+            PrepareError::Refused(refusal) => refusal.into(),
+            PrepareError::Policy(found) => anyhow::anyhow!("{}", found.render(false)),
+            PrepareError::Other(error) => error,
+        })?;
+        output::print(&again.plan.render(&args.instance.suffix()))?;
+        again
+    } else {
+        first
+    };
+    let back = match args.confirm_within {
+        Within::Never => "It stays until you end it.".to_owned(),
+        within => format!("It opens again by itself after {} s unless you confirm.", seconds_of(within)),
+    };
+    Ok(ask(&format!("Lock down now? {back}  [y/N] "))?.then_some(prepared))
+}
+
+fn seconds_of(within: Within) -> u64 {
+    within.deadline(true, true, true).map_or(0, |time| time.as_secs())
+}
+
+/// What was done, line by line as it is done.
+struct Said<'a> {
+    global: &'a Global,
+}
+
+impl Said<'_> {
+    fn line(&self, good: bool, what: &str, text: &str, began: Option<Instant>) -> io::Result<()> {
+        if self.global.json {
+            return Ok(());
+        }
+        let took = began.map(|began| format!("   {:.1} s", began.elapsed().as_secs_f64())).unwrap_or_default();
+        let mark = if good { "✔" } else { "✘" };
+        output::print(&format!(" {mark} {what:<20} {}{took}", output::escape_line(text)))
+    }
+}
+
+fn enforce(args: &LockdownArgs, found: &Found, prepared: &Prepared, global: &Global) -> anyhow::Result<Exit> {
+    let said = Said { global };
+    let state = StateDir::create(&args.instance.state_dir())?;
+    // Before anything changes. It must never be what keeps a host open.
+    let mut evidence = match begin_evidence(args) {
+        Ok(evidence) => evidence,
+        Err(error) => {
+            said.line(false, "state NOT saved", &error.to_string(), None)?;
+            None
+        }
+    };
+    let began = Instant::now();
+    if let Some(running) = &mut evidence {
+        let all = running.take(Duration::from_secs_f64(args.snapshot_within));
+        match all {
+            Ok(true) => said.line(true, "state saved", &running.spoken(), Some(began))?,
+            Ok(false) => {
+                said.line(true, "state saved in part", &format!("{}; the rest follows", running.spoken()), Some(began))?
+            }
+            Err(error) => {
+                said.line(false, "state NOT saved", &error.to_string(), None)?;
+                evidence = None;
+            }
+        }
+    }
+    let person = Person::now(args.by.named.as_deref());
+    let began = Instant::now();
+    let options = args.options();
+    let order = Order {
+        instance: &args.instance.instance,
+        state: &state,
+        options: &options,
+        prepared,
+        file: args.policy.as_deref(),
+        within: args.confirm_within.deadline(true, true, true),
+        on_timeout: args.on_timeout,
+        keep_session: !args.no_keep_session,
+        person: &person,
+        note: args.by.note.as_deref(),
+    };
+    let mut done = match act::act(&order) {
+        Ok(done) => done,
+        Err(error) => {
+            if let Some(failed) = error.downcast_ref::<act::Failed>() {
+                if global.json {
+                    output::json_line(&serde_json::json!({ "event": "failed", "why": failed.why, "now": failed.now }))?;
+                }
+                let text = output::escape(&failed.to_string());
+                eprintln!("{}", output::Style::stderr().error(&text));
+                return Ok(Exit::CouldNot);
+            }
+            return Err(error);
+        }
+    };
+    let contained = began.elapsed();
+    let interfaces = done.kernel.interfaces()?.iter().filter(|line| line.guarded).count();
+    said.line(true, "enforcing", &format!("{interfaces} interfaces, IPv4 and IPv6"), Some(began))?;
+    said.line(true, "proven from inside", &done.proof.passed.join(" · "), None)?;
+    for note in &done.proof.notes {
+        said.line(true, "not tried", note, None)?;
+    }
+    let cut = cut_now(args, found, &mut done, &state, &said)?;
+    let recording = if args.foreground || state.daemon_runs()? {
+        control::tell(&state.socket(), &control::Request::Changed);
+        None
+    } else {
+        match detach::start(&args.instance.instance, &state) {
+            Ok(pid) => Some(pid),
+            Err(error) => {
+                said.line(false, "NOT RECORDING", &format!("{error}; enforcement goes on"), None)?;
+                None
+            }
+        }
+    };
+    if args.confirm_within == Within::Never {
+        let _lock = state.lock()?;
+        Engine::confirm(&mut done.kernel)?;
+        mark::confirm(&state, &person)?;
+        journal::record(state.path(), &args.by.entry(Event::Confirm, "the lockdown stays (--confirm-within none)"));
+    }
+    let clock = Clock::read().unwrap_or(Clock::at_boot(0));
+    let until_ns = done.kernel.word().deadline_ms().map(|ms| clock.unix_ns(ms * 1_000_000));
+    let until = until_ns.map(output::utc);
+    if global.json {
+        output::json_line(&serde_json::json!({
+
+            "event": "contained", "until": until, "until_unix_ms": until_ns.map(|ns| (ns / 1_000_000) as i64),
+            "contained_ms": contained.as_millis() as u64,
+            "generation": done.changed.generation, "policy_sha256": done.changed.policy_sha256, "proof": done.proof,
+            "would_cut": done.changed.impact.would_cut.len(), "ended": cut, "recording": recording,
+        }))?;
+    } else {
+        output::print(&contained_text(args, until.as_deref()))?;
+    }
+    // Whatever was not read yet.
+    if let Some(evidence) = evidence
+        && let Err(error) = evidence.finish()
+    {
+        said.line(false, "state NOT saved", &error.to_string(), None)?;
+    }
+    if args.foreground {
+        drop(done);
+        return run::record_only(&args.instance, global);
+    }
+    if args.confirm_within == Within::Never {
+        return Ok(Exit::Good);
+    }
+    outcome(args, &mut done, &state, global)
+}
+
+fn begin_evidence(args: &LockdownArgs) -> Result<Option<Evidence>, snapshot::WriteError> {
+    let place = match &args.evidence {
+        Some(none) if none.as_os_str() == "none" => return Ok(None),
+        Some(place) => place.clone(),
+        None => Path::new(DEFAULT_ROOT).join("evidence").join(snapshot::name_of_now()),
+    };
+    Evidence::begin(&place, Duration::from_secs_f64(args.snapshot_within)).map(Some)
+}
+
+/// What does not wait for the confirmation.
+fn cut_now(
+    args: &LockdownArgs,
+    found: &Found,
+    done: &mut act::Done,
+    state: &StateDir,
+    said: &Said<'_>,
+) -> anyhow::Result<Vec<Destroyed>> {
+    let flows = done.changed.impact.would_cut.len();
+    let chosen: Vec<u64> =
+        found.way_in.others.iter().filter(|other| args.cut.contains(&other.pid)).map(|other| other.cookie).collect();
+    if !args.destroy_now && chosen.is_empty() {
+        said.line(true, "cut", &format!("{flows} flows drop; their sockets are closed when you confirm"), None)?;
+        return Ok(Vec::new());
+    }
+    let (ended, problems) = act::destroy(&done.kernel, state, &done.policy, &chosen, !args.destroy_now)?;
+    let failed = ended.iter().filter(|socket| socket.error.is_some()).count();
+    said.line(true, "cut", &format!("{flows} flows drop; {} sockets were ended", ended.len() - failed), None)?;
+    for socket in &ended {
+        if let Some(error) = &socket.error {
+            said.line(false, "not ended", &format!("{}: {error}", socket.flow), None)?;
+        }
+    }
+    for problem in problems {
+        said.line(false, "not looked at", &problem, None)?;
+    }
+    if args.destroy_now {
+        let _lock = state.lock()?;
+        if let Some((mut manifest, mut mark)) = mark::holding(state)? {
+            mark.destroyed = true;
+            manifest.lockdown = Some(mark);
+            state.rewrite(&manifest)?;
+        }
+    }
+    Ok(ended)
+}
+
+fn contained_text(args: &LockdownArgs, until: Option<&str>) -> String {
+    let suffix = args.instance.suffix();
+    match until {
+        None => format!("CONTAINED, and stays so.\nnext  guard status{suffix} · guard restore{suffix}\n"),
+        Some(until) => {
+            let opens = match args.on_timeout {
+                OnTimeout::Previous => "then opens unless confirmed",
+                OnTimeout::SshOnly => "then the way in opens to any source unless confirmed",
+            };
+            format!(
+                "CONTAINED UNTIL {until}, {opens}.\nThis session survived. Log in AGAIN from another terminal \
+                 (ssh -o ControlPath=none …), then:  sudo guard confirm{suffix}\nback  guard rollback{suffix}\n"
+            )
+        }
+    }
+}
+
+fn outcome(args: &LockdownArgs, done: &mut act::Done, state: &StateDir, global: &Global) -> anyhow::Result<Exit> {
+    let suffix = args.instance.suffix();
+    let (event, text, exit) = match countdown::wait(&mut done.kernel, state, done.changed.generation, args.wall)? {
+        Outcome::Confirmed => {
+            ("confirmed", format!("CONFIRMED. next  guard status{suffix} · guard restore{suffix}"), Exit::Good)
+        }
+        Outcome::RolledBack => {
+            let read = done.kernel.read_back()?;
+            let now = match change::in_force(&read) {
+                Some((_, generation)) => format!("generation {generation} is in force again"),
+                None => {
+                    format!("no policy is in force, everything passes (guard release{suffix} takes the hooks away)")
+                }
+            };
+            ("rolled_back", format!("NOT CONFIRMED: undone; {now}"), Exit::No)
+        }
+    };
+    if global.json {
+        output::json_line(&serde_json::json!({ "event": event, "message": text }))?;
+    } else {
+        output::print(&text)?;
+    }
+    Ok(exit)
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("give seconds, from 0 to 600".to_owned()),
+    }
 }
 
 /// Of an instance that runs, what it has; else what would be guarded.

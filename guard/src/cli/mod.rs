@@ -18,11 +18,13 @@ pub mod man;
 pub mod note;
 pub mod observe;
 pub mod output;
+pub mod record;
 pub mod release;
 pub mod reload;
 pub mod replay;
 pub mod replay_flows;
 pub mod report;
+pub mod restore;
 pub mod review;
 pub mod rollback;
 pub mod run;
@@ -186,6 +188,8 @@ pub enum Command {
     Deny(allow::DenyArgs),
     Note(note::NoteArgs),
     Timeline(timeline::TimelineArgs),
+    Restore(restore::RestoreArgs),
+    Record(record::RecordArgs),
     Release(release::ReleaseArgs),
     Snapshot(snapshot::SnapshotArgs),
     Doctor(doctor::DoctorArgs),
@@ -247,6 +251,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Deny(args) => allow::run_deny(&args, global),
         Command::Note(args) => note::run(&args, global),
         Command::Timeline(args) => timeline::run(&args, global),
+        Command::Restore(args) => restore::run(&args, global),
+        Command::Record(args) => record::run(&args, global),
         Command::Release(args) => release::run(&args, global),
         Command::Snapshot(args) => snapshot::run(&args, global),
         Command::Doctor(args) => doctor::run(&args, global),

@@ -13,6 +13,7 @@ use crate::{
     },
     host::picture::{Picture, on_terminal},
     journal::{self, Event},
+    lockdown::{afterwards, mark},
 };
 
 /// Change the policy in force, in one step; on any error the old one stays
@@ -45,16 +46,42 @@ pub struct ReloadArgs {
 pub fn run(args: &ReloadArgs, global: &Global) -> anyhow::Result<Exit> {
     let (state, mut engine) = attached::existing(&args.instance.instance, &args.instance.state_dir())?;
     let _lock = state.lock()?;
-    let kept = state.manifest(Kept::Active)?;
+    change::settle(&mut engine, &state)?;
+    // In a lockdown: what was kept for afterwards is what is changed.
+    let locked = mark::holding(&state)?.is_some();
+    let kept = state.manifest(if locked { Kept::Afterwards } else { Kept::Active })?;
     let (source, audit) = match (&args.policy, kept) {
         (Some(policy), _) => (policy.clone(), args.audit),
         (None, Some(kept)) => (kept.source, args.audit || kept.audit),
+        (None, None) if locked => {
+            anyhow::bail!("nothing was in force before the lockdown: name a policy (guard reload POLICY)")
+        }
         (None, None) => anyhow::bail!("no policy is in force: name one (guard reload POLICY)"),
     };
     let policy = match kept::read_for(&source, global)? {
         Ok(policy) => audited(policy, audit),
         Err(exit) => return Ok(exit),
     };
+    if locked && !args.dry_run {
+        afterwards::keep(&state, &policy, &source, audit)?;
+        let text = "kept for after the lockdown; the lockdown goes on as it is";
+        journal::record(
+            state.path(),
+            &args.by.entry(Event::Reload, text).policy(&policy.name, &change::hex(&policy.sha256), 0),
+        );
+        let suffix = args.instance.suffix();
+        if global.json {
+            output::json_line(
+                &serde_json::json!({ "published": false, "kept_for_afterwards": true, "policy": policy.name }),
+            )?;
+        } else {
+            output::print(&format!(
+                "a lockdown holds: policy {} is {text} (guard restore{suffix} puts it in force)",
+                output::escape_line(&policy.name)
+            ))?;
+        }
+        return Ok(Exit::Good);
+    }
     let change = Change {
         policy: &policy,
         source: &source,
@@ -65,6 +92,8 @@ pub fn run(args: &ReloadArgs, global: &Global) -> anyhow::Result<Exit> {
         cut_me: args.cut_me,
         within: args.confirm_within.unwrap_or_default(),
         on_terminal: on_terminal(),
+        lockdown: None,
+        restores: false,
     };
     let changed = change::change(&mut engine, &state, &Picture::read()?, &change)?;
     if changed.published {

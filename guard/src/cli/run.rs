@@ -17,6 +17,7 @@ use crate::{
     },
     host::picture::{Picture, on_terminal},
     journal::{self, Entry, Event, Footprint},
+    lockdown::{afterwards, mark},
     policy::{
         effective::hex,
         exceptions::{Exception, compose},
@@ -96,21 +97,26 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<Exit> {
         cut_me: args.cut_me,
         within: args.confirm_within.unwrap_or_default(),
         on_terminal: on_terminal(),
+        lockdown: None,
+        restores: false,
     };
     if args.dry_run {
         return dry_run(args, &change, global);
     }
 
     let state = StateDir::create(&args.instance.state_dir())?;
+    if let Some(exit) = in_lockdown(args, &change, &state, global)? {
+        return Ok(exit);
+    }
     let Some(_daemon_lock) = state.lock_daemon()? else {
         anyhow::bail!("a daemon runs already with {}; `guard reload` changes its policy", state.path().display());
     };
-    let (mut kernel, put) = put_in_force(args, &change, &state)?;
+    let (mut kernel, put) = put_in_force(&args.instance.instance, &options(args), &change, &state)?;
     write_down(args, &kernel, &state, &put);
     for line in attached::notices(&kernel)? {
         eprintln!("notice: {}", output::escape_line(&line));
     }
-    let ended = record(&mut kernel, &state, &put, args, global)?;
+    let ended = record(&mut kernel, &state, &put, &args.instance, global)?;
     if ended == Ended::Signal {
         journal::record(state.path(), &Entry::new(Event::Stopped, "recording ended by a signal; the kernel goes on"));
         let how = if is_observing(&hex(&policy.sha256)) {
@@ -127,6 +133,74 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<Exit> {
         ))?;
     }
     Ok(Exit::Good)
+}
+
+/// Takes the recording up of whatever is in force, and changes nothing.
+pub fn record_only(instance: &InstanceArgs, global: &Global) -> anyhow::Result<Exit> {
+    let (state, mut kernel) = attached::existing(&instance.instance, &instance.state_dir())?;
+    let Some(_daemon_lock) = state.lock_daemon()? else {
+        anyhow::bail!("a daemon runs already with {}", state.path().display());
+    };
+    let kept = {
+        let _lock = state.lock()?;
+        change::settle(&mut kernel, &state)?;
+        kept::load(&state, Kept::Active)?
+    };
+    let Some((manifest, policy)) = kept else {
+        anyhow::bail!("no policy is in force, so nothing is judged: guard run, or guard observe");
+    };
+    let put = Put { policy, generation: manifest.generation, changed: None, fresh: false };
+    let ended = record(&mut kernel, &state, &put, instance, global)?;
+    if ended == Ended::Signal {
+        journal::record(state.path(), &Entry::new(Event::Stopped, "recording ended by a signal; the kernel goes on"));
+    }
+    Ok(Exit::Good)
+}
+
+/// While a lockdown holds, what `run` names is only kept for afterwards. After a reboot the lockdown is put in force again.
+fn in_lockdown(args: &RunArgs, change: &Change<'_>, state: &StateDir, global: &Global) -> anyhow::Result<Option<Exit>> {
+    let mut kernel = attached::open(&args.instance.instance)?;
+    let attached = kernel.is_some();
+    if let Some(kernel) = &mut kernel {
+        let _lock = state.lock()?;
+        change::settle(kernel, state)?;
+    }
+    drop(kernel);
+    let Some((manifest, mark)) = mark::holding(state)? else { return Ok(None) };
+    if !attached && mark.confirmed.is_none() {
+        // Nobody confirmed it before the machine went down.
+        let _lock = state.lock()?;
+        state.roll_back()?;
+        return Ok(None);
+    }
+    if manifest.source != std::path::absolute(change.source)? {
+        afterwards::keep(state, change.policy, change.source, change.audit)?;
+        output::print(
+            "a lockdown holds: this policy is kept for afterwards (guard restore), the lockdown is recorded",
+        )?;
+    }
+    if attached {
+        return record_only(&args.instance, global).map(Some);
+    }
+    let Some((manifest, policy)) = kept::base(state, Kept::Active)? else { return Ok(None) };
+    let change = Change {
+        policy: &policy,
+        source: &manifest.source,
+        audit: false,
+        exceptions: Vec::new(),
+        again: true,
+        dry_run: false,
+        cut_me: true,
+        within: Within::Never,
+        on_terminal: false,
+        lockdown: Some(mark),
+        restores: false,
+    };
+    let options = StartOptions { shield: true, ports: true, ..options(args) };
+    let (mut kernel, put) = put_in_force(&args.instance.instance, &options, &change, state)?;
+    write_down(args, &kernel, state, &put);
+    record(&mut kernel, state, &put, &args.instance, global)?;
+    Ok(Some(Exit::Good))
 }
 
 /// For the timeline, with what guard has on this host from now on.
@@ -195,21 +269,24 @@ fn dry_run(args: &RunArgs, change: &Change<'_>, global: &Global) -> anyhow::Resu
 }
 
 /// Attaches, or adopts what is attached, and puts the policy in force. A first start that fails is taken down again.
-fn put_in_force(args: &RunArgs, change: &Change<'_>, state: &StateDir) -> anyhow::Result<(Kernel, Put)> {
-    let instance = &args.instance.instance;
-    let options = options(args);
+fn put_in_force(
+    instance: &str,
+    options: &StartOptions,
+    change: &Change<'_>,
+    state: &StateDir,
+) -> anyhow::Result<(Kernel, Put)> {
     let _lock = state.lock()?;
     let change = &Change { exceptions: carried_over(change.policy, state), ..change.clone() };
     let fresh = attached::open_for_start(instance)?.is_none();
     if fresh {
         // A refusal should find nothing attached yet.
         let guarded: std::collections::HashSet<u32> =
-            attached::preview(&options)?.iter().filter(|line| line.guarded).map(|line| line.index).collect();
+            attached::preview(options)?.iter().filter(|line| line.guarded).map(|line| line.index).collect();
         let examined =
             change::examine(&change.composed(), 1, &Picture::read()?, &|index| guarded.contains(&index), Vec::new())?;
         change::permit(change, &examined)?;
     }
-    let mut kernel = attached::start(instance, &options)?;
+    let mut kernel = attached::start(instance, options)?;
     let put = publish(&mut kernel, change, state, fresh);
     match put {
         Ok(put) => Ok((kernel, put)),
@@ -262,14 +339,20 @@ fn in_force_already(kernel: &Kernel, change: &Change<'_>, state: &StateDir) -> a
     Ok(same.then_some((generation, policy)))
 }
 
-fn record(kernel: &mut Kernel, state: &StateDir, put: &Put, args: &RunArgs, global: &Global) -> anyhow::Result<Ended> {
+fn record(
+    kernel: &mut Kernel,
+    state: &StateDir,
+    put: &Put,
+    instance: &InstanceArgs,
+    global: &Global,
+) -> anyhow::Result<Ended> {
     let sink = Sink::open(state.records(), Limits::default());
     // Flows that a former daemon has recorded are still in the tables.
     let begun = if put.fresh { Default::default() } else { begun_before(&state.records()).unwrap_or_default() };
     let mut recorder = Recorder::new(sink, Tracker::new(begun), Clock::read()?);
     recorder.flagged = Some(Flagged::new(state.flagged()));
     let policy = &put.policy;
-    let ready = ready(kernel, policy, put, args)?;
+    let ready = ready(kernel, policy, put, instance)?;
     let json = global.json;
     let mut say = |text: &str| {
         if json {
@@ -284,7 +367,7 @@ fn record(kernel: &mut Kernel, state: &StateDir, put: &Put, args: &RunArgs, glob
         let mut daemon = Daemon::new(kernel, state, recorder, &mut say);
         daemon.know(put.generation, policy);
         daemon.keep(Recording::start(&state.store(), store::Limits::default(), Begun::here()));
-        let text = render_ready(&ready, policy, put, args);
+        let text = render_ready(&ready, policy, put, instance);
         if global.json {
             output::json_line(&ready)?
         } else {
@@ -313,12 +396,12 @@ struct Ready {
     would_cut: usize,
 }
 
-fn ready(kernel: &Kernel, policy: &Policy, put: &Put, args: &RunArgs) -> anyhow::Result<Ready> {
+fn ready(kernel: &Kernel, policy: &Policy, put: &Put, instance: &InstanceArgs) -> anyhow::Result<Ready> {
     let mode = |enforces| if enforces { "enforce" } else { "audit" };
     let [inbound, outbound] = change::enforces(policy);
     Ok(Ready {
         event: "ready",
-        instance: args.instance.instance.clone(),
+        instance: instance.instance.clone(),
         policy: policy.name.clone(),
         policy_sha256: change::hex(&policy.sha256),
         generation: put.generation,
@@ -331,7 +414,7 @@ fn ready(kernel: &Kernel, policy: &Policy, put: &Put, args: &RunArgs) -> anyhow:
     })
 }
 
-fn render_ready(ready: &Ready, policy: &Policy, put: &Put, args: &RunArgs) -> String {
+fn render_ready(ready: &Ready, policy: &Policy, put: &Put, instance: &InstanceArgs) -> String {
     let [inbound, outbound] = change::enforces(policy);
     let what = match (inbound, outbound) {
         (true, true) => "ENFORCING in and out",
@@ -349,7 +432,7 @@ fn render_ready(ready: &Ready, policy: &Policy, put: &Put, args: &RunArgs) -> St
     if let Some(seconds) = ready.confirm_within {
         text.push_str(&format!(
             "UNDONE IN {seconds} s unless you log in AGAIN from another terminal and run: guard confirm{}\n",
-            args.instance.suffix()
+            instance.suffix()
         ));
     }
     text.push_str(&format!(

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     host::{held::HeldFlow, picture::Picture, session::Session},
     journal::{self, Entry, Event},
+    lockdown::mark::Mark,
     policy::{
         compile::{Clocks, Compiled, compile},
         exceptions::{Exception, compose},
@@ -49,6 +50,10 @@ pub struct Change<'a> {
     pub within: Within,
     /// A person sits at this command.
     pub on_terminal: bool,
+    /// It is a lockdown.
+    pub lockdown: Option<Mark>,
+    /// It ends one: the policy is the copy kept for afterwards.
+    pub restores: bool,
 }
 
 impl Change<'_> {
@@ -193,10 +198,18 @@ pub fn change(
         manifest.base_sha256 = Some(hex(&change.policy.sha256));
         manifest.exceptions.clone_from(&change.exceptions);
     }
-    if change.again {
-        state.prepare_again(&manifest)?;
-    } else {
-        state.prepare(&manifest, &files)?;
+    let active = state.manifest(Kept::Active)?;
+    // The same policy again, with other exceptions or expiries, is still the lockdown.
+    let same = |active: &Manifest| change.again || (change.policy.lockdown && active.source == manifest.source);
+    let still = active.as_ref().filter(|active| !change.restores && same(active));
+    manifest.lockdown = change.lockdown.clone().or(still.and_then(|active| active.lockdown.clone()));
+    if change.lockdown.is_some() && active.is_none_or(|active| active.lockdown.is_none()) {
+        state.keep_for_afterwards()?;
+    }
+    match (change.restores, change.again) {
+        (true, _) => state.prepare_afterwards(&manifest)?,
+        (false, true) => state.prepare_again(&manifest)?,
+        (false, false) => state.prepare(&manifest, &files)?,
     }
 
     // What began before guard, and was not judged yet: judged like any other from its next packet on.
@@ -319,6 +332,8 @@ mod tests {
             cut_me: false,
             within: Within::ByTerminal,
             on_terminal: false,
+            lockdown: None,
+            restores: false,
         }
     }
 

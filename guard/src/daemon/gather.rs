@@ -106,6 +106,7 @@ pub fn report(sources: Sources<'_>) -> Report {
         policy_source: kept.map(|manifest| manifest.source.display().to_string()),
         since: kept.map(|manifest| seconds(manifest.published_ns())),
         deadline: deadline(read, sources.clock),
+        lockdown: kept.and_then(|manifest| manifest.lockdown.clone()),
         hooks: read.hooks.clone(),
         interfaces: sources.interfaces,
         reasons: reasons(read),

@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::control::DaemonStatus;
 use crate::{
-    host::firewalls::OtherFirewall, policy::exceptions::Exception, record::clock::for_people, review::is_observing,
+    host::firewalls::OtherFirewall, lockdown::mark::Mark, policy::exceptions::Exception, record::clock::for_people,
+    review::is_observing,
 };
 
 /// Everything that is known of an instance. Field names are stable.
@@ -37,6 +38,9 @@ pub struct Report {
     /// Unix time in seconds since which this generation holds.
     pub since: Option<i64>,
     pub deadline: Option<Deadline>,
+    /// A lockdown holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lockdown: Option<Mark>,
     pub hooks: Vec<Hook>,
     pub interfaces: Vec<InterfaceLine>,
     pub reasons: Vec<ReasonLine>,
@@ -171,6 +175,9 @@ impl Report {
         }
         self.write_policy(text)?;
         self.write_exceptions(text)?;
+        if self.lockdown.as_ref().is_some_and(|mark| mark.confirmed.is_some()) {
+            writeln!(text, "  next        guard restore{}", self.suffix)?;
+        }
         self.write_hooks(text, verbose)?;
         self.write_traffic(text, verbose)?;
         if let Some(groups) = self.to_review {
@@ -211,6 +218,9 @@ impl Report {
     }
 
     fn headline(&self) -> String {
+        if let Some(mark) = &self.lockdown {
+            return self.lockdown_headline(mark);
+        }
         let what = match (self.mode, self.enforcing_inbound, self.enforcing_outbound) {
             ("none", ..) => return format!("NOT GUARDED   nothing of guard is attached (instance {})", self.instance),
             ("audit", ..) if self.observes() => "OBSERVING: no policy; everything passes and is recorded",
@@ -225,6 +235,22 @@ impl Report {
             (_, false, false) => "NOT ENFORCING",
         };
         what.to_owned()
+    }
+
+    fn lockdown_headline(&self, mark: &Mark) -> String {
+        let since = |at: i64| for_people(i128::from(at) * 1_000_000_000);
+        let who = match &mark.confirmed {
+            Some(confirmed) => format!("confirmed {} by {}", since(confirmed.at), harmless(&confirmed.by)),
+            None => format!("NOT CONFIRMED, since {} by {}", since(mark.at), harmless(&mark.by)),
+        };
+        let what = if self.enforcing { "LOCKED DOWN" } else { "LOCKED DOWN, BUT NOT ENFORCING" };
+        let dns = if mark.dns { "DNS OPEN" } else { "DNS closed" };
+        let ways = match (mark.console, mark.ways.len()) {
+            (true, _) => "console only".to_owned(),
+            (false, 1) => "1 way in".to_owned(),
+            (false, count) => format!("{count} ways in"),
+        };
+        format!("{what}, {who}    {dns}    {ways}")
     }
 
     fn write_policy(&self, text: &mut String) -> std::fmt::Result {

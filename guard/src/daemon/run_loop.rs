@@ -24,6 +24,7 @@ use super::{
 use crate::{
     host::{picture::Picture, watch::NetworkWatch},
     journal::{self, Entry, Event},
+    lockdown::{afterwards, mark},
     policy::model::Policy,
     record::{
         clock::{Clock, boot_now, for_people, unix_now},
@@ -357,6 +358,10 @@ impl<'a> Daemon<'a> {
     /// SIGHUP: the file that runs now, read again. On any error the old policy stays.
     fn hang_up(&mut self) {
         service_manager::reloading();
+        if let Some(text) = self.hang_up_in_lockdown() {
+            (self.say)(&text);
+            return service_manager::ready(&text);
+        }
         let result = self.state.lock().map_err(anyhow::Error::from).and_then(|_lock| {
             let manifest = self.state.manifest(Kept::Active)?;
             let Some(manifest) = manifest else { anyhow::bail!("no policy is in force") };
@@ -372,6 +377,8 @@ impl<'a> Daemon<'a> {
                 cut_me: false,
                 within: Within::Never,
                 on_terminal: false,
+                lockdown: None,
+                restores: false,
             };
             let changed = change::change(self.engine, self.state, &picture, &change)?;
             Ok((changed, change.composed()))
@@ -395,6 +402,27 @@ impl<'a> Daemon<'a> {
                 (self.say)(&text);
                 service_manager::ready(&text);
             }
+        }
+    }
+
+    /// The file that holds afterwards, read again; the lockdown stays as it is. `None`: none holds.
+    fn hang_up_in_lockdown(&self) -> Option<String> {
+        let result = self.state.lock().map_err(anyhow::Error::from).and_then(|_lock| {
+            if mark::holding(self.state)?.is_none() {
+                return Ok(None);
+            }
+            let Some(manifest) = self.state.manifest(Kept::Afterwards)? else {
+                return Ok(Some(
+                    "a lockdown holds, and nothing was in force before it: nothing is reloaded".to_owned(),
+                ));
+            };
+            let policy = change::audited(kept::read(&manifest.source)?, manifest.audit);
+            afterwards::keep(self.state, &policy, &manifest.source, manifest.audit)?;
+            Ok(Some(format!("a lockdown holds: policy {} is kept for afterwards, the lockdown goes on", policy.name)))
+        });
+        match result {
+            Ok(text) => text,
+            Err(error) => Some(format!("not reloaded, a lockdown holds: {error:#}")),
         }
     }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! active/        the policy that was published last: manifest.json, and every file of it under files/
 //! previous/      the one before it: what a rollback returns to
+//! afterwards/    in a lockdown: what `restore` returns to
 //! flows.jsonl    records, for others
 //! store.db       records, for review
 //! acks.jsonl     decisions on them
@@ -25,7 +26,7 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use crate::{policy::exceptions::Exception, record::clock::Clock};
+use crate::{lockdown::mark::Mark, policy::exceptions::Exception, record::clock::Clock};
 
 /// How long a command waits for another one to end.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -61,6 +62,9 @@ pub struct Manifest {
     /// The highest number that an exception has had.
     #[serde(default)]
     pub last_exception: u32,
+    /// It is a lockdown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lockdown: Option<Mark>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +100,8 @@ pub enum Kept {
     Previous,
     /// Written, but not published yet.
     Next,
+    /// What held before a lockdown, or was asked for since.
+    Afterwards,
 }
 
 impl Kept {
@@ -104,6 +110,7 @@ impl Kept {
             Self::Active => "active",
             Self::Previous => "previous",
             Self::Next => "next",
+            Self::Afterwards => "afterwards",
         }
     }
 }
@@ -251,7 +258,39 @@ impl StateDir {
 
     /// Copies a policy's files to `next/`. They become `active/` by [`Self::promote`], once they are published.
     pub fn prepare(&self, manifest: &Manifest, files: &[PathBuf]) -> Result<(), StateError> {
+        self.fill(Kept::Next, manifest, files)
+    }
+
+    /// What is to hold after the lockdown: another policy than held before it.
+    pub fn set_afterwards(&self, manifest: &Manifest, files: &[PathBuf]) -> Result<(), StateError> {
+        self.fill(Kept::Afterwards, manifest, files)
+    }
+
+    /// Before a lockdown takes its place: what is active now is what `restore` returns to. Nothing active: nothing is.
+    pub fn keep_for_afterwards(&self) -> Result<(), StateError> {
+        let afterwards = self.path.join(Kept::Afterwards.name());
+        remove(&afterwards)?;
+        match self.in_force() {
+            true => copy_tree(&self.path.join(Kept::Active.name()), &afterwards),
+            false => Ok(()),
+        }
+    }
+
+    /// `afterwards/` becomes `next/`, as it was copied: what it was read from may have changed since.
+    pub fn prepare_afterwards(&self, manifest: &Manifest) -> Result<(), StateError> {
         let next = self.path.join(Kept::Next.name());
+        remove(&next)?;
+        copy_tree(&self.path.join(Kept::Afterwards.name()), &next)?;
+        self.write_manifest(Kept::Next, manifest)
+    }
+
+    /// The manifest of what is active, anew.
+    pub fn rewrite(&self, manifest: &Manifest) -> Result<(), StateError> {
+        self.write_manifest(Kept::Active, manifest)
+    }
+
+    fn fill(&self, kept: Kept, manifest: &Manifest, files: &[PathBuf]) -> Result<(), StateError> {
+        let next = self.path.join(kept.name());
         remove(&next)?;
         for file in files {
             let target = mirrored(&next.join("files"), file);
@@ -263,7 +302,7 @@ impl StateDir {
                 .map_err(|source| io_error("cannot make", parent, source))?;
             copy(file, &target)?;
         }
-        self.write_manifest(Kept::Next, manifest)
+        self.write_manifest(kept, manifest)
     }
 
     /// The same with the files of `active/`: its policy again, under another manifest.
@@ -290,7 +329,7 @@ impl StateDir {
 
     /// After a release: nothing is active.
     pub fn forget(&self) -> Result<(), StateError> {
-        for kept in [Kept::Next, Kept::Previous, Kept::Active] {
+        for kept in [Kept::Next, Kept::Previous, Kept::Active, Kept::Afterwards] {
             remove(&self.path.join(kept.name()))?;
         }
         Ok(())
@@ -407,6 +446,7 @@ impl Manifest {
             exceptions: Vec::new(),
             base_sha256: None,
             last_exception: 0,
+            lockdown: None,
         }
     }
 

@@ -297,7 +297,7 @@ pub(super) fn leaves_by(remote: IpAddr, bound: u32, network: &Network<'_>, route
     }
 }
 
-pub(super) fn key(protocol: u8, remote: SocketAddr, local: SocketAddr, interface: u32) -> Option<Key> {
+pub fn key(protocol: u8, remote: SocketAddr, local: SocketAddr, interface: u32) -> Option<Key> {
     let on_link = match remote.ip() {
         IpAddr::V4(address) => address.is_link_local() || address.is_multicast() || address.is_broadcast(),
         IpAddr::V6(address) => address.is_unicast_link_local() || address.is_multicast(),

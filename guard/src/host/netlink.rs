@@ -10,6 +10,7 @@ use netlink_sys::{Socket, SocketAddr};
 /// `struct nlmsghdr`.
 const HEADER: usize = 16;
 const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_ACK: u16 = 0x4;
 const NLM_F_DUMP: u16 = 0x300;
 /// The kernel could not give one consistent picture: something changed meanwhile.
 const NLM_F_DUMP_INTR: u16 = 0x10;
@@ -33,6 +34,12 @@ pub enum NetlinkError {
 }
 
 impl NetlinkError {
+    /// What was asked for is not there (any more).
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Refused(error) if error.raw_os_error() == Some(libc::ENOENT))
+    }
+
     /// The kernel has no such handler: built without it, or its module is not loaded.
     #[must_use]
     pub fn is_absent(&self) -> bool {
@@ -69,6 +76,11 @@ pub(crate) fn get(
     mut each: impl FnMut(u16, &[u8]),
 ) -> Result<(), NetlinkError> {
     request(protocol, message_type, 0, body, &mut each).map(|_| ())
+}
+
+/// Sends one request that is only acknowledged.
+pub(crate) fn command(protocol: isize, message_type: u16, body: &[u8]) -> Result<(), NetlinkError> {
+    request(protocol, message_type, NLM_F_ACK, body, &mut |_, _| {}).map(|_| ())
 }
 
 fn request(

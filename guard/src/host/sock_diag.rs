@@ -10,6 +10,8 @@ use super::netlink::{self, NetlinkError};
 
 const NETLINK_SOCK_DIAG: isize = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// Since Linux 4.5, where CONFIG_INET_DIAG_DESTROY is set.
+const SOCK_DESTROY: u16 = 21;
 const INET_DIAG_REQ_PROTOCOL: u16 = 3;
 const UDIAG_SHOW_PEER: u32 = 4;
 const UNIX_DIAG_PEER: u16 = 2;
@@ -202,6 +204,29 @@ fn dump_inet(family: u8, protocol: u8, wide_protocol: Option<u32>) -> Result<Vec
     Ok(sockets)
 }
 
+/// Ends a TCP or UDP socket of this network namespace: whoever holds it gets ECONNABORTED, and a TCP peer a reset, where
+/// that may leave. The cookie sees to it that it is this very socket.
+pub fn destroy(socket: &Socket) -> Result<(), NetlinkError> {
+    // An IPv6 socket that speaks IPv4 is found by its IPv4 addresses.
+    let family = if socket.local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let mut body = vec![family as u8, socket.protocol, 0, 0];
+    body.extend_from_slice(&u32::MAX.to_ne_bytes());
+    body.extend_from_slice(&socket.local.port().to_be_bytes());
+    body.extend_from_slice(&socket.remote.port().to_be_bytes());
+    for address in [socket.local.ip(), socket.remote.ip()] {
+        let mut octets = [0; 16];
+        match address {
+            IpAddr::V4(address) => octets[..4].copy_from_slice(&address.octets()),
+            IpAddr::V6(address) => octets = address.octets(),
+        }
+        body.extend_from_slice(&octets);
+    }
+    body.extend_from_slice(&socket.interface.to_ne_bytes());
+    body.extend_from_slice(&(socket.cookie as u32).to_ne_bytes());
+    body.extend_from_slice(&((socket.cookie >> 32) as u32).to_ne_bytes());
+    netlink::command(NETLINK_SOCK_DIAG, SOCK_DESTROY, &body)
+}
+
 /// `struct inet_diag_msg`.
 fn parse_inet(protocol: u8, bytes: &[u8]) -> Option<Socket> {
     let family = i32::from(*bytes.first()?);
@@ -306,6 +331,24 @@ mod tests {
         assert_eq!(socket.local, "192.0.2.1:22".parse().unwrap());
         assert_eq!(socket.remote, "198.51.100.7:4000".parse().unwrap());
         assert_eq!(parse_inet(6, &bytes[..71]), None);
+    }
+
+    #[test]
+    fn a_destroyed_socket_is_gone_for_whoever_holds_it() {
+        use std::io::Read;
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let all = sockets().unwrap().all;
+        let found = all.iter().find(|socket| socket.local == client.local_addr().unwrap() && socket.protocol == 6);
+        let mut other = *found.unwrap();
+        other.cookie ^= 1;
+        assert!(destroy(&other).unwrap_err().is_gone(), "another socket's cookie");
+        destroy(found.unwrap()).unwrap();
+        let error = client.read(&mut [0]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{error}");
     }
 
     #[test]

@@ -26,6 +26,7 @@ impl Engine for Instance {
 
     /// The kernel keeps what it takes beside the tables.
     fn know(&mut self, _compiled: &Compiled) -> anyhow::Result<()> {
+        self.catch_up()?;
         Ok(self.look_at_interfaces()?)
     }
 

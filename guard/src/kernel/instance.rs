@@ -290,6 +290,37 @@ impl Instance {
         &self.settings
     }
 
+    /// Which slots judge, now and after a deadline: one load, for whoever waits.
+    #[must_use]
+    pub fn word(&self) -> abi::StateWord {
+        self.state.word()
+    }
+
+    /// The generation in a slot; 0: none.
+    #[must_use]
+    pub fn generation_in(&self, slot: abi::Slot) -> u32 {
+        self.state.read().slots.get(usize::from(slot.0)).map_or(0, |info| info.generation)
+    }
+
+    /// Another process may have taken this instance over with other settings (a lockdown does): what it set holds here, too.
+    pub fn catch_up(&mut self) -> Result<(), KernelError> {
+        let settings: Option<Settings> = settings::read(self.map(META)?, 0, &self.pins.map(META))?;
+        let Some(settings) = settings.filter(|settings| *settings != self.settings) else { return Ok(()) };
+        self.selector = Selector::new(&settings.selection)?;
+        for (name, tag) in &settings.programs {
+            if self.settings.programs.get(name) == Some(tag) && self.programs.contains_key(name) {
+                continue;
+            }
+            let path = self.pins.program(name);
+            if let Some(program) = sys::pinned(&path).map_err(KernelError::path("cannot open", &path))? {
+                self.programs.insert(name.clone(), program);
+            }
+        }
+        self.settings = settings;
+        self.links = self.pins.links()?.into_iter().collect();
+        Ok(())
+    }
+
     /// The number that the next policy gets.
     #[must_use]
     pub fn next_generation(&self) -> u32 {

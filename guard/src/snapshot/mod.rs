@@ -165,6 +165,12 @@ impl Running {
         Some(lines.close(name, Some(result), took))
     }
 
+    /// Every section has been handed out.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// What has not ended, with what it has got so far.
     pub fn rest(&mut self) -> Vec<Section> {
         let took = self.started.elapsed();

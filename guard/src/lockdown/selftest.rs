@@ -1,0 +1,295 @@
+//! Proof from inside, before anybody is told that the host is contained: what is unlisted does not leave, what is in force
+//! is what was meant, and nothing stands before it. Needs neither a route nor IPv6 nor somebody who answers.
+
+use std::{
+    io,
+    mem::{size_of, zeroed},
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    time::Duration,
+};
+
+use guard_common::{Direction, Verdict};
+use serde::Serialize;
+
+use crate::{
+    daemon::{
+        change::{Examined, in_force},
+        engine::Engine,
+    },
+    policy::{answer::answer, model::FlowQuery, model::Policy},
+    record::flow::UDP,
+};
+
+/// What was tried.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Proof {
+    pub passed: Vec<String>,
+    /// Enforcement does not hold: each in a sentence.
+    pub failed: Vec<String>,
+    /// Could not be tried, which does not mean that it fails.
+    pub notes: Vec<String>,
+}
+
+impl Proof {
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.failed.is_empty()
+    }
+}
+
+/// Documentation addresses (RFC 5737, RFC 3849): nobody is there, whatever passes.
+const V4: [[u8; 3]; 3] = [[203, 0, 113], [198, 51, 100], [192, 0, 2]];
+
+/// Tries everything. `examined` is of what was published.
+pub fn run(engine: &dyn Engine, policy: &Policy, examined: &Examined) -> anyhow::Result<Proof> {
+    let mut proof = Proof::default();
+    read_back(engine, examined, &mut proof)?;
+    let refused = sockets(policy, examined, &mut proof);
+    frames(engine, policy, examined, refused, &mut proof)?;
+    Ok(proof)
+}
+
+fn read_back(engine: &dyn Engine, examined: &Examined, proof: &mut Proof) -> anyhow::Result<()> {
+    let read = engine.read_back()?;
+    let compiled = &examined.compiled;
+    let (slot, generation) = match in_force(&read) {
+        Some((slot, generation)) => (usize::from(slot.0), generation),
+        None => {
+            proof.failed.push("no policy is in force".to_owned());
+            return Ok(());
+        }
+    };
+    let same = generation == compiled.generation
+        && read.policies[slot] == Some(compiled.policy_sha256)
+        && read.state.slots[slot].flags == compiled.flags;
+    if same {
+        proof.passed.push("tables read back equal".to_owned());
+    } else {
+        proof.failed.push("what is in force is not what was compiled".to_owned());
+    }
+    let before = proof.failed.len();
+    for hook in &read.hooks {
+        let problem = match (&hook.problem, hook.attached, hook.ours, hook.first) {
+            (Some(problem), ..) => problem.as_str(),
+            (None, false, ..) => "not attached",
+            (None, _, false, _) => "not ours",
+            (None, _, _, false) => "another program stands before it",
+            _ => continue,
+        };
+        proof.failed.push(format!("{} {} on {}: {problem}", hook.layer, hook.hook, hook.target));
+    }
+    for line in engine.interfaces()?.iter().filter(|line| line.guarded) {
+        for way in ["ingress", "egress"] {
+            let hooked = |hook: &crate::daemon::report::Hook| {
+                hook.layer == "wire" && hook.target == line.name && hook.hook.contains(way)
+            };
+            if !read.hooks.iter().any(hooked) {
+                proof.failed.push(format!("{}: nothing of ours at {way}", line.name));
+            }
+        }
+    }
+    if proof.failed.len() == before {
+        proof.passed.push(format!("first in line everywhere ({} hooks)", read.hooks.len()));
+    }
+    Ok(())
+}
+
+/// An address and port that the policy denies.
+fn unlisted(policy: &Policy, examined: &Examined, ipv6: bool, protocol: u8, salt: u16) -> Option<SocketAddr> {
+    for number in 0..64_u16 {
+        let at = salt.wrapping_add(number);
+        let address: IpAddr = if ipv6 {
+            [0x2001, 0xdb8, at, 0, 0, 0, 0, 0x77].into()
+        } else {
+            let [a, b, c] = V4[usize::from(at % 3)];
+            [a, b, c, 20 + (at / 3 % 200) as u8].into()
+        };
+        let port = 40_000 + at % 20_000;
+        let query = FlowQuery {
+            direction: Direction::Outbound,
+            remote: address,
+            remote_port: None,
+            local: None,
+            service: u32::from(protocol) << 16 | u32::from(port),
+            interface: None,
+        };
+        let denied = answer(policy, &examined.compiled, &query, examined.clocks).explanation.verdict == Verdict::Deny;
+        if denied {
+            return Some(SocketAddr::new(address, port));
+        }
+    }
+    None
+}
+
+/// A connection to nowhere: refused at once where the socket layer holds this process. By family.
+fn sockets(policy: &Policy, examined: &Examined, proof: &mut Proof) -> [bool; 2] {
+    let mut refused = [false; 2];
+    for (at, family) in [(0, "IPv4"), (1, "IPv6")] {
+        let Some(to) = unlisted(policy, examined, at == 1, 6, std::process::id() as u16) else {
+            proof.notes.push(format!("{family}: the policy lists every documentation address"));
+            continue;
+        };
+        match connect(to) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                refused[at] = true;
+                proof.passed.push(format!("{family}: unlisted refused at once"));
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+                proof.notes.push(format!("{family}: this host has none"));
+            }
+            Ok(()) => proof.failed.push(format!("{family}: a connection to {to}, which is not listed, was made")),
+            // No route, or on its way to the wire: that one is asked next.
+            Err(_) => {}
+        }
+    }
+    refused
+}
+
+/// Frames as root could send them, on every guarded interface: they must be found denied in the flow tables.
+fn frames(
+    engine: &dyn Engine,
+    policy: &Policy,
+    examined: &Examined,
+    refused: [bool; 2],
+    proof: &mut Proof,
+) -> anyhow::Result<()> {
+    let mut sent: Vec<(String, &str, SocketAddr)> = Vec::new();
+    for line in engine.interfaces()?.iter().filter(|line| line.guarded) {
+        for (at, family) in [(0, "IPv4"), (1, "IPv6")] {
+            let salt = (std::process::id() as u16).wrapping_mul(31).wrapping_add(line.index as u16 * 64 + at as u16);
+            let Some(to) = unlisted(policy, examined, at == 1, UDP, salt) else { continue };
+            match send(line.index, to) {
+                Ok(()) => sent.push((line.name.clone(), family, to)),
+                Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => {
+                    proof.notes.push(format!("{} is down", line.name));
+                }
+                // The queue's answer to a frame that a program dropped.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => sent.push((line.name.clone(), family, to)),
+                Err(error) => proof.notes.push(format!("{} {family}: not tried: {error}", line.name)),
+            }
+        }
+    }
+    // The programs run in the sender's own system call; another CPU's flow is there a moment later at most.
+    let mut missing = sent.clone();
+    for _ in 0..10 {
+        let flows = engine.flows()?;
+        missing.retain(|(_, _, to)| {
+            !flows.iter().any(|(key, flow)| {
+                key.protocol() == UDP
+                    && (key.remote(), key.remote_port()) == (to.ip(), to.port())
+                    && flow.generation == examined.compiled.generation
+                    && flow.outcome.verdict() == Verdict::Deny
+            })
+        });
+        if missing.is_empty() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for (interface, family, to) in &missing {
+        proof.failed.push(format!("{interface} {family}: a frame to {to}, which is not listed, was not denied"));
+    }
+    for (at, family) in [(0, "IPv4"), (1, "IPv6")] {
+        let tried = sent.iter().filter(|(_, of, _)| *of == family).count();
+        let denied = tried - missing.iter().filter(|(_, of, _)| *of == family).count();
+        if denied > 0 {
+            proof.passed.push(format!("{family}: {denied} of {tried} frames dropped at the wire"));
+        } else if tried == 0 && !refused[at] {
+            proof.notes.push(format!("{family}: nothing could be sent to be refused"));
+        }
+    }
+    Ok(())
+}
+
+fn connect(to: SocketAddr) -> io::Result<()> {
+    let family = if to.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
+    let socket = socket(family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+    // SAFETY: a struct of integers, as large as any address.
+    let mut address: libc::sockaddr_storage = unsafe { zeroed() };
+    let length = match to {
+        SocketAddr::V4(to) => {
+            // SAFETY: the storage is large enough and aligned for every kind of address.
+            let v4 = unsafe { &mut *(&raw mut address).cast::<libc::sockaddr_in>() };
+            v4.sin_family = family as u16;
+            v4.sin_port = to.port().to_be();
+            v4.sin_addr.s_addr = u32::from(*to.ip()).to_be();
+            size_of::<libc::sockaddr_in>()
+        }
+        SocketAddr::V6(to) => {
+            // SAFETY: as above.
+            let v6 = unsafe { &mut *(&raw mut address).cast::<libc::sockaddr_in6>() };
+            v6.sin6_family = family as u16;
+            v6.sin6_port = to.port().to_be();
+            v6.sin6_addr.s6_addr = to.ip().octets();
+            size_of::<libc::sockaddr_in6>()
+        }
+    };
+    // SAFETY: the address is ours and as long as said.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length as libc::socklen_t) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// One UDP packet by a packet socket, which needs no route; the kernel writes the link's own header, where there is one.
+fn send(interface: u32, to: SocketAddr) -> io::Result<()> {
+    // Protocol 0: it hears nothing.
+    let socket = socket(libc::AF_PACKET, libc::SOCK_DGRAM, 0)?;
+    let packet = packet(to);
+    // SAFETY: a struct of integers.
+    let mut address: libc::sockaddr_ll = unsafe { zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    let kind = if to.is_ipv6() { libc::ETH_P_IPV6 } else { libc::ETH_P_IP };
+    address.sll_protocol = (kind as u16).to_be();
+    address.sll_ifindex = interface as i32;
+    // Locally administered, nobody's.
+    address.sll_halen = 6;
+    address.sll_addr[..6].copy_from_slice(&[2, 0, 0x67, 0x75, 0x61, 0x72]);
+    // SAFETY: buffer and address are ours and as long as said.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            packet.as_ptr().cast(),
+            packet.len(),
+            0,
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+        )
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// From a documentation address too: an answer, were there one, would go nowhere. No checksum of UDP (RFC 768).
+fn packet(to: SocketAddr) -> Vec<u8> {
+    const PORT: u16 = 9;
+    const LENGTH: u16 = 8;
+    let mut udp = Vec::new();
+    for word in [PORT, to.port(), LENGTH, 0] {
+        udp.extend(word.to_be_bytes());
+    }
+    let mut packet = Vec::new();
+    match to.ip() {
+        IpAddr::V4(to) => {
+            packet.extend([0x45, 0, 0, 20 + LENGTH as u8, 0, 1, 0, 0, 1, UDP, 0, 0]);
+            packet.extend([192, 0, 2, 254]);
+            packet.extend(to.octets());
+            let sum: u32 = packet.as_chunks::<2>().0.iter().map(|two| u32::from(u16::from_be_bytes(*two))).sum();
+            let sum = (sum & 0xffff) + (sum >> 16);
+            packet[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+        }
+        IpAddr::V6(to) => {
+            packet.extend([0x60, 0, 0, 0, 0, LENGTH as u8, UDP, 1]);
+            packet.extend(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0xfe).octets());
+            packet.extend(to.octets());
+        }
+    }
+    packet.extend(udp);
+    packet
+}
+
+fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+    // SAFETY: a plain system call; the descriptor is new and nobody else's.
+    unsafe {
+        let raw = libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol);
+        if raw < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(raw)) }
+    }
+}
