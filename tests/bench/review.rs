@@ -24,7 +24,6 @@ use guard_common::{
 };
 use guard_tests::{
     day::{self, BEGAN, Days, Talk, program},
-    guard::binary,
     random::Random,
 };
 
@@ -118,6 +117,13 @@ fn store_of_many() -> Result<PathBuf> {
         RECORDS as f64 / start.elapsed().as_secs_f64()
     );
     Ok(home)
+}
+
+/// Built beside this program.
+fn binary() -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name("guard");
+    ensure!(path.exists(), "{} is not there", path.display());
+    Ok(path)
 }
 
 /// Seconds and peak memory of `guard report --json`.

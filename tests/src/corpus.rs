@@ -1,4 +1,4 @@
-//! Real captures, from the source packages of tcpdump and Wireshark: fetched by apt under a configuration of our own into
+//! Real captures, from the source packages of tcpdump, Wireshark and nDPI: fetched by apt under a configuration of our own into
 //! `target/corpus`, where they stay. Nothing is installed, and the machine's own lists stay as they are.
 
 use std::{
@@ -13,11 +13,20 @@ use anyhow::{Context as _, Result, ensure};
 const PACKAGES: [&str; 2] = ["tcpdump", "wireshark"];
 const ENDINGS: [&str; 3] = ["pcap", "pcapng", "cap"];
 
-/// Every capture, sorted; fetches what is missing.
+/// Every capture of tcpdump's and Wireshark's, sorted; fetches what is missing.
 pub fn captures() -> Result<Vec<PathBuf>> {
+    captures_of(&PACKAGES)
+}
+
+/// The same of any source packages.
+pub fn captures_of(packages: &[&str]) -> Result<Vec<PathBuf>> {
+    // Test programs run side by side.
     let dir = directory();
+    fs::create_dir_all(&dir)?;
+    let lock = fs::File::create(dir.join("lock"))?;
+    lock.lock()?;
     let mut all = Vec::new();
-    for package in PACKAGES {
+    for package in packages {
         let unpacked = dir.join(package);
         if !unpacked.join(".complete").exists() {
             fetch(package, &dir.join("apt"), &unpacked).with_context(|| format!("the source package {package}"))?;
@@ -60,7 +69,8 @@ fn fetch(package: &str, apt: &Path, to: &Path) -> Result<()> {
         output(command.args(args))
     };
     run(&["update", "--error-on=any"])?;
-    run(&["source", "--download-only", package])?;
+    // Upstream's part is all that is wanted; an archive may lack the rest.
+    run(&["source", "--download-only", "--tar-only", package])?;
     let archive = fs::read_dir(apt)?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .find(|path| {
