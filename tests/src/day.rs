@@ -225,7 +225,8 @@ impl Days {
         Ok(self.writer.listening(listeners, at)?)
     }
 
-    fn flush(&mut self) -> Result<()> {
+    /// Writes what waits.
+    pub fn flush(&mut self) -> Result<()> {
         self.writer.apply(&self.batch, self.now)?;
         self.batch.clear();
         Ok(())

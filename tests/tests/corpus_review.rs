@@ -38,13 +38,25 @@ fn real_captures_are_reviewed_and_learned_from() {
         let seen: u64 = report.findings.iter().map(|finding| finding.facts.flows).sum::<u64>()
             + report.background.iter().map(|line| line.flows).sum::<u64>();
         // An inbound service is found once, and a new remote of it again; nothing is found that was not there.
-        assert!(report.read[0].flows == 0 || seen > 0, "{}: {} flows, none reported", path.display(), report.read[0].flows);
+        assert!(
+            report.read[0].flows == 0 || seen > 0,
+            "{}: {} flows, none reported",
+            path.display(),
+            report.read[0].flows
+        );
         findings += report.findings.len();
         for text in [render::text::render(&report, "", true, Style::plain()), render::markdown::render(&report)] {
             assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{}: {text:?}", path.display());
         }
         serde_json::to_string(&render::json::render(&report)).unwrap();
-        let suggestion = suggest(learner, 30, Widest::default(), "corpus", &std::collections::BTreeSet::new(), NotFired::elsewhere());
+        let suggestion = suggest(
+            learner,
+            30,
+            Widest::default(),
+            "corpus",
+            &std::collections::BTreeSet::new(),
+            NotFired::elsewhere(),
+        );
         rules += suggestion.rules.len();
         if !suggestion.rules.is_empty() {
             let text = suggestion.policy("corpus");

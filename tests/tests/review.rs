@@ -1,6 +1,6 @@
 //! What a person sees of a day: the few things that matter first, in the words and numbers that were recorded.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 use guard::{
     cli::output::Style,
@@ -14,6 +14,7 @@ use guard::{
 use guard_tests::{
     day::{self, NOW, PLANTED},
     guard::binary,
+    skip,
 };
 
 fn text(report: &Report) -> String {
@@ -135,4 +136,46 @@ fn what_is_rare_among_hosts_comes_first() {
     let mirror = out.find("newmirror").unwrap();
     assert!(out.find("drop.example").unwrap() < mirror, "what is on all hosts comes before what is on one:\n{out}");
     assert!(output.stderr.is_empty());
+}
+
+/// Whoever may read the file may report on it, also while guard writes it; and changes nothing.
+#[test]
+fn a_report_does_not_need_root() {
+    if !skip::is_root() {
+        return skip::skip("review a_report_does_not_need_root", "only root can become somebody else");
+    }
+    let home = tempfile::tempdir().unwrap();
+    let open_to_all = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    open_to_all(home.path(), 0o755);
+    let own = home.path().join("guard");
+    fs::copy(binary().unwrap(), &own).unwrap();
+    let state = home.path().join("state");
+    fs::create_dir(&state).unwrap();
+    open_to_all(&state, 0o755);
+    let store = state.join(guard::store::FILE);
+    let report = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(&own);
+        let output = command.args(["report", "--json", "--state-dir"]).arg(&state).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let mut days = day::Days::begin(&state, day::BEGAN).unwrap();
+    let who = std::sync::Arc::new(day::program("/usr/bin/curl", 7, "ci", "/usr/bin/dash"));
+    days.put(&day::Talk::out(6, "203.0.113.9", 443, &who).denied(), day::DAY_BEGINS).unwrap();
+    days.flush().unwrap();
+    // As guard makes it: for root alone.
+    let (code, _, error) = report();
+    assert_eq!(code, Some(3), "{error}");
+    assert!(error.contains("store.db"), "{error}");
+    // Let in, while it is written, and afterwards.
+    for name in ["store.db", "store.db-wal", "store.db-shm"] {
+        open_to_all(&state.join(name), 0o644);
+    }
+    let (code, out, error) = report();
+    assert!(code == Some(1) && out.contains("203.0.113.9"), "{out}{error}");
+    days.end(NOW).unwrap();
+    let before = fs::read(&store).unwrap();
+    let (code, after, error) = report();
+    assert_eq!((code, error.as_str()), (Some(1), ""));
+    assert!(after.contains("203.0.113.9") && fs::read(&store).unwrap() == before);
 }

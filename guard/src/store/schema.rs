@@ -123,9 +123,13 @@ pub fn open_for_reading(path: &Path) -> Result<Connection, StoreError> {
         connection.query_row("SELECT count(*) FROM sqlite_master", [], |_| Ok(()))?;
         Ok(connection)
     };
-    // Where nobody writes there is no log beside it, and who cannot make one reads the file as it is.
+    // Where nobody writes there is no log beside it, and who cannot make one (in a directory of root's: READONLY) reads the
+    // file as it is.
+    let needs_a_log = |error: &rusqlite::Error| {
+        matches!(error.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly))
+    };
     let connection = match open(false) {
-        Err(error) if error.sqlite_error_code() == Some(ErrorCode::CannotOpen) && !wal(path).exists() => open(true),
+        Err(error) if needs_a_log(&error) && !wal(path).exists() => open(true),
         opened => opened,
     }
     .map_err(in_context)?;

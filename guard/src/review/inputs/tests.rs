@@ -171,3 +171,79 @@ proptest! {
         let _ = from(&[starts[start], &bytes].concat(), &[]);
     }
 }
+
+/// Two TCP flows and a ping, as tcpdump writes them.
+fn capture() -> Vec<u8> {
+    let mut file = [0xa1b2_c3d4u32, 0x0004_0002, 0, 0, 65_535, 101].map(u32::to_le_bytes).concat();
+    let mut packet = |second: u32, source: [u8; 4], destination: [u8; 4], protocol: u8, data: &[u8]| {
+        let length = (20 + data.len()) as u16;
+        let mut ip = vec![0x45, 0];
+        ip.extend(length.to_be_bytes());
+        ip.extend([0, 0, 0, 0, 64, protocol, 0, 0]);
+        ip.extend(source);
+        ip.extend(destination);
+        ip.extend(data);
+        let record = [1_764_000_000 + second, 0, u32::from(length), u32::from(length)];
+        file.extend(record.map(u32::to_le_bytes).concat());
+        file.extend(ip);
+    };
+    let (ours, theirs) = ([192, 0, 2, 1], [203, 0, 113, 80]);
+    let tcp = |source: u16, destination: u16, flags: u8| {
+        let mut tcp = [source.to_be_bytes(), destination.to_be_bytes()].concat();
+        tcp.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, flags, 1, 0, 0, 0, 0, 0]);
+        tcp
+    };
+    for second in 0..5u16 {
+        packet(second.into(), ours, theirs, 6, &tcp(40_000 + second, 443, 2));
+        packet(second.into(), theirs, ours, 6, &tcp(443, 40_000 + second, 0x12));
+    }
+    packet(9, theirs, ours, 1, &[8, 0, 0, 0, 0, 1, 0, 1]);
+    file
+}
+
+fn of_file(bytes: &[u8]) -> (usize, Result<Summary, InputError>) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    let mut flows = 0;
+    let summary = read(file.path(), Options::default(), &mut |_| flows += 1);
+    (flows, summary)
+}
+
+fn zipped(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(bytes).unwrap();
+    gzip.finish().unwrap()
+}
+
+#[test]
+fn captures_are_read_plain_and_zipped() {
+    for bytes in [capture(), zipped(&capture())] {
+        let (flows, summary) = of_file(&bytes);
+        let summary = summary.unwrap();
+        assert_eq!((flows, summary.flows, summary.read, summary.format), (6, 6, 11, Format::Capture));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    /// Captures and gzip with bytes of them changed, and cut anywhere.
+    #[test]
+    fn damaged_captures_do_no_harm(
+        zip in any::<bool>(),
+        cut in any::<proptest::sample::Index>(),
+        changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..12),
+    ) {
+        let mut bytes = if zip { zipped(&capture()) } else { capture() };
+        for (at, value) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        bytes.truncate(cut.index(bytes.len()) + 1);
+        let (flows, summary) = of_file(&bytes);
+        if let Ok(summary) = summary {
+            prop_assert_eq!(summary.flows, flows as u64);
+        }
+    }
+}
