@@ -86,6 +86,9 @@ fn ask(state: &StateDir) -> Option<DaemonStatus> {
     }
     match control::ask(&state.socket(), &Request::Status) {
         Ok(Some(Answer::Status(status))) => Some(status),
-        _ => Some(DaemonStatus { notices: vec!["the daemon does not answer".to_owned()], ..DaemonStatus::default() }),
+        _ => Some(DaemonStatus {
+            notices: vec!["the daemon runs, and does not answer now: it may be busy".to_owned()],
+            ..DaemonStatus::default()
+        }),
     }
 }

@@ -40,6 +40,9 @@ pub enum Answer {
 /// What only the daemon knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonStatus {
+    /// `false`: it runs, and did not answer in time. What follows is not known then.
+    #[serde(default = "answers")]
+    pub answers: bool,
     pub pid: u32,
     /// Unix time in seconds.
     pub since: i64,
@@ -54,6 +57,11 @@ pub struct DaemonStatus {
     pub detail_lost_bytes: [u64; 2],
     /// What it noticed and could not repair, in words.
     pub notices: Vec<String>,
+}
+
+/// Of one that is older than this field.
+const fn answers() -> bool {
+    true
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

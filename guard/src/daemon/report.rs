@@ -187,7 +187,9 @@ impl Report {
         }
         match &self.daemon {
             Some(daemon) => {
-                writeln!(text, "  recording   daemon {}, {} records written", daemon.pid, daemon.records.written)?;
+                if daemon.answers {
+                    writeln!(text, "  recording   daemon {}, {} records written", daemon.pid, daemon.records.written)?;
+                }
                 for notice in &daemon.notices {
                     writeln!(text, "  notice      {notice}")?;
                 }

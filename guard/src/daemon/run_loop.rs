@@ -29,7 +29,7 @@ use crate::{
     record::{
         clock::{Clock, boot_now, for_people, unix_now},
         recorder::{Recorder, counts_as_flow},
-        sweep::Sum,
+        sweep::{Findings, Now, Sum},
     },
     store::{Losses, Recording},
 };
@@ -75,8 +75,17 @@ pub struct Daemon<'a> {
     notices: Vec<String>,
     store: Option<Arc<Recording>>,
     sweeps: u32,
+    /// Of the last look at the flow tables, not told yet.
+    untold: Option<Untold>,
     /// Of the store, what was said.
     said: std::collections::HashSet<String>,
+}
+
+/// What a look found, and when; and how long it took so far.
+struct Untold {
+    findings: Findings,
+    now: Now,
+    spent: Duration,
 }
 
 /// Totals and flows when the loop began: what is lost after is counted against them.
@@ -114,6 +123,7 @@ impl<'a> Daemon<'a> {
             notices: Vec::new(),
             store: None,
             sweeps: 0,
+            untold: None,
             said: Default::default(),
         };
         daemon.watch_processes();
@@ -202,10 +212,9 @@ impl<'a> Daemon<'a> {
                 }
                 _ = watch_hooks.tick() => self.watch_hooks(),
                 _ = flush.tick() => self.recorder.flush(),
-                () = sleep_until(next_sweep) => {
-                    let began = Instant::now();
+                () = sleep_until(next_sweep), if self.untold.is_none() => {
                     self.sweep();
-                    next_sweep = Instant::now() + SWEEP.max(began.elapsed() * SWEEP_SHARE);
+                    next_sweep = Instant::now() + SWEEP;
                 }
                 ready = events.readable() => {
                     let mut ready = ready?;
@@ -215,15 +224,24 @@ impl<'a> Daemon<'a> {
                         self.take_events();
                     }
                 }
+                () = std::future::ready(()), if self.untold.is_some() => {
+                    if let Some(spent) = self.tell() {
+                        next_sweep = Instant::now() + SWEEP.max(spent * SWEEP_SHARE);
+                    }
+                }
             }
+            // Whoever asks how things stand is answered in between, however much there is to do.
+            tokio::task::yield_now().await;
         };
         // Answers that were given still have to leave.
         tokio::task::yield_now().await;
         tokio::time::sleep(Duration::from_millis(10)).await;
         server.abort();
         while self.take_events() == EVENTS {}
+        self.tell_all();
         if ended == Ended::Signal {
             self.sweep();
+            self.tell_all();
         }
         self.recorder.flush();
         self.recorder.sink.sync();
@@ -248,8 +266,9 @@ impl<'a> Daemon<'a> {
         self.engine.drain_answers(BESIDE, &mut |event| recorder.asked_as.told(event));
     }
 
-    /// One look at the flow tables.
+    /// One look at the flow tables. What it finds is told by [`Daemon::tell`].
     fn sweep(&mut self) {
+        let began = Instant::now();
         // Doorbells that wait are of flows that the tables are about to show.
         self.take_events();
         let looked = self.engine.now().and_then(|now| Ok((now, self.engine.flows()?)));
@@ -259,16 +278,30 @@ impl<'a> Daemon<'a> {
         };
         // And those of flows that began since, while the tables were read: they have the first bytes.
         self.take_events();
-        let findings = self.recorder.tracker.look(held, &now);
-        for found in &findings.found {
+        let mut findings = self.recorder.tracker.look(held, &now);
+        // From the end on, in the order in which they were found.
+        findings.found.reverse();
+        findings.grown.reverse();
+        self.untold = Some(Untold { findings, now, spent: began.elapsed() });
+    }
+
+    /// Some of what the last look found. How long all of it took, once it is told.
+    fn tell(&mut self) -> Option<Duration> {
+        let began = Instant::now();
+        let Untold { mut findings, now, spent } = self.untold.take()?;
+        for found in findings.found.split_off(findings.found.len().saturating_sub(EVENTS)).iter().rev() {
             let owner = match found.flow.socket_cookie {
                 0 => None,
                 cookie => self.engine.owner(cookie),
             };
             self.recorder.found(found, &now, owner.as_ref());
         }
-        for grown in &findings.grown {
+        for grown in findings.grown.split_off(findings.grown.len().saturating_sub(EVENTS)).iter().rev() {
             self.recorder.grown(grown, &now);
+        }
+        if !findings.found.is_empty() || !findings.grown.is_empty() {
+            self.untold = Some(Untold { findings, now, spent: spent + began.elapsed() });
+            return None;
         }
         if !findings.expired.is_empty()
             && let Err(error) = self.engine.delete(&findings.expired)
@@ -276,6 +309,13 @@ impl<'a> Daemon<'a> {
             self.notice(format!("flows that are over could not be forgotten: {error:#}"));
         }
         self.tend_store();
+        Some(spent + began.elapsed())
+    }
+
+    fn tell_all(&mut self) {
+        while self.untold.is_some() {
+            self.tell();
+        }
     }
 
     /// `false`: a command changes what is attached just now, so look again.
@@ -454,6 +494,7 @@ impl<'a> Daemon<'a> {
         let lost = self.detail_lost();
         let store_notices = self.store.as_ref().map(|store| store.status().notices()).unwrap_or_default();
         DaemonStatus {
+            answers: true,
             pid: std::process::id(),
             since: self.started,
             records: self.recorder.sink.counts().into(),
