@@ -6,6 +6,7 @@
 
 mod bench;
 mod demo;
+mod dist;
 mod ebpf;
 mod lab;
 mod packages;
@@ -27,6 +28,7 @@ struct Cli {
 enum Task {
     Bench(bench::Args),
     Demo(demo::Args),
+    Dist(dist::Args),
     Ebpf(ebpf::Args),
     /// Run every check and test there is; installs what is missing when root
     Test(test::Args),
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Bench(args) => bench::run(&args),
         Task::Demo(args) => demo::run(&args),
+        Task::Dist(args) => dist::run(&args),
         Task::Ebpf(args) => ebpf::run(&args).map(|()| true),
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),

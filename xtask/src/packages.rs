@@ -166,6 +166,19 @@ pub const DEMO: &[Need] = &[
     program!("iputils-ping", "ping"),
 ];
 
+/// To build libpcap, and the package.
+pub const DIST: &[Need] = &[
+    program!("gcc", "cc"),
+    program!("make", "make"),
+    program!("flex", "flex"),
+    program!("bison", "bison"),
+    program!("git", "git"),
+    program!("dpkg", "dpkg-deb"),
+    program!("xz-utils", "xz"),
+    program!("util-linux", "unshare"),
+    file!("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
+];
+
 /// To check the parser against another one.
 pub const CORPUS: &[Need] = &[program!("tshark", "tshark"), program!("dpkg-dev", "dpkg-source")];
 
