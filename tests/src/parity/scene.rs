@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use guard::policy::model::{Mode, Policy};
+use guard::policy::model::{Mode, Policy, Rule};
 use guard_common::{Direction, Verdict};
 
 use super::{
@@ -132,6 +132,9 @@ pub fn make(seed: u64, times: Times) -> (Vec<Policy>, Vec<Step>) {
             _ => {}
         }
         maker.act();
+    }
+    if times == Times::Exact && maker.random.percent(30) {
+        maker.outlive();
     }
     // To compile takes longer than all else.
     if !maker.steps.iter().any(|step| matches!(step, Step::Publish(Publish { policy: 1, .. }))) {
@@ -410,10 +413,65 @@ impl Maker {
         }
     }
 
+    /// A connection whose rule ends while it is silent, and that an ICMP error is the first to tell of.
+    fn outlive(&mut self) {
+        let random = &mut self.random;
+        let rules = self.policies.iter().flat_map(|policy| &policy.rules);
+        let soon = self.now + 400_000 * SECOND;
+        let ends = |rule: &&Rule| {
+            let at = rule.expires.map(|expires| CLOCKS.boot_time(expires));
+            at.is_some_and(|at| at > self.now + 10 && at < soon)
+        };
+        let tcp =
+            |rule: &&Rule| rule.services.iter().any(|range| range.first <= 6 << 16 | 443 && range.last >= 6 << 16);
+        let rules: Vec<&Rule> = rules.filter(|rule| rule.action == Verdict::Allow).filter(ends).filter(tcp).collect();
+        if rules.is_empty() {
+            return;
+        }
+        let rule = *random.of(&rules);
+        let service = rule.services.iter().find(|range| range.last >= 6 << 16).map_or(0, |range| range.first);
+        let (v4, v6) = (rule.remote.set.v4.first(), rule.remote.set.v6.first());
+        let (remote, local): (IpAddr, _) = match (v4, v6) {
+            (Some((first, last)), _) => {
+                (std::net::Ipv4Addr::from((*last).min(0xc633_6409).max(*first)).into(), "192.0.2.1")
+            }
+            (_, Some((first, _))) => (std::net::Ipv6Addr::from(*first).into(), "2001:db8:2::1"),
+            _ => return,
+        };
+        let talk = Talk {
+            began: rule.direction,
+            device: 0,
+            remote,
+            local: address(local),
+            protocol: 6,
+            kind: Kind::Tcp,
+            asked: if service >> 16 == 6 { service as u16 } else { 443 },
+            asking: 40_000 + random.below(20_000) as u16,
+            stage: 3,
+        };
+        let at = rule.expires.map_or(0, |expires| CLOCKS.boot_time(expires));
+        for (original, flags) in [(true, frame::SYN), (false, frame::SYN | frame::ACK), (true, frame::ACK)] {
+            let inner = talk.inner(&mut self.random, original, flags);
+            let packet = forms::whole(&mut self.random, talk.way(original), &inner, label(&talk));
+            self.push(packet);
+        }
+        let time = at - self.now - *self.random.of(&[1, 2, 3]);
+        self.now += time;
+        self.steps.push(Step::Wait(time));
+        for _ in 0..3 {
+            self.error_about(&talk, true);
+        }
+        self.talks.push(talk);
+    }
+
     /// An ICMP error, or a redirect.
     fn error(&mut self) {
         let known = !self.talks.is_empty() && self.random.percent(75);
         let talk = if known { self.random.of(&self.talks).clone() } else { self.new_talk() };
+        self.error_about(&talk, known);
+    }
+
+    fn error_about(&mut self, talk: &Talk, known: bool) {
         let original = self.random.percent(70);
         let Some(quoted) = talk.quoted(original) else { return };
         let about = talk.way(original);
