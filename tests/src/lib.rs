@@ -3,6 +3,7 @@
 pub mod af_xdp;
 pub mod agent;
 pub mod bpf;
+pub mod browser;
 pub mod cases;
 pub mod corpus;
 pub mod day;

@@ -14,6 +14,7 @@ use guard::{
     },
 };
 use guard_tests::{
+    browser::Browser,
     day::{self, BEGAN, DAY_BEGINS, NOW, Talk, program},
     skip,
 };
@@ -165,4 +166,50 @@ fn the_page_is_whole_in_a_browser_and_asks_nobody() {
         run(&[format!("--screenshot={}", shot.display())]);
         assert!(std::fs::metadata(&shot).unwrap().len() > 10_000, "the picture is empty");
     }
+}
+
+/// Whoever has no mouse gets to everything: each link and each finding by Tab, in the order of the page and seen where they
+/// are; a finding is closed and opened by Enter and Space.
+#[test]
+fn the_page_is_used_by_keyboard_alone() {
+    const TEST: &str = "review_hostile the_page_is_used_by_keyboard_alone";
+    if Command::new("chromium").arg("--version").output().is_err() {
+        return skip::skip(TEST, "chromium is not installed");
+    }
+    let home = tempfile::tempdir().unwrap();
+    let store = tempfile::tempdir().unwrap();
+    day::write(store.path(), true).unwrap();
+    let page = render::html::render(&report::of_directory(store.path(), Since::Everything, NOW).unwrap());
+    let path = home.path().join("report.html");
+    std::fs::write(&path, page).unwrap();
+    let mut browser = Browser::open(&path, &home.path().join("profile")).unwrap();
+    let focused = "document.activeElement.outerHTML.slice(0, 60)";
+    let tab = |browser: &mut Browser| browser.presses("Tab", 9, "").unwrap();
+
+    // First of all, past the head.
+    tab(&mut browser);
+    assert!(browser.says(focused).unwrap().contains("skip"), "{}", browser.says(focused).unwrap());
+    let wanted: usize =
+        browser.says("document.querySelectorAll('a, summary, [tabindex]').length").unwrap().parse().unwrap();
+    assert!(wanted > 20, "{wanted} things to get to");
+    let order = "[...document.querySelectorAll('a, summary, [tabindex]')].indexOf(document.activeElement)";
+    let mut places = vec![browser.says(order).unwrap()];
+    for _ in 1..wanted {
+        tab(&mut browser);
+        places.push(browser.says(order).unwrap());
+        let seen = "(s => s.outlineStyle != 'none' && parseFloat(s.outlineWidth) > 0)(getComputedStyle(document.activeElement))";
+        assert_eq!(browser.says(seen).unwrap(), "true", "not to be seen: {}", browser.says(focused).unwrap());
+    }
+    assert_eq!(places, (0..wanted).map(|at| at.to_string()).collect::<Vec<_>>());
+
+    // The last is a finding's; those that were learned are closed.
+    let open = "document.activeElement.parentElement.open";
+    let before = browser.says(open).unwrap();
+    let other = if before == "true" { "false" } else { "true" };
+    browser.presses("Enter", 13, "\r").unwrap();
+    assert_eq!(browser.says(open).unwrap(), other);
+    browser.presses(" ", 32, " ").unwrap();
+    assert_eq!(browser.says(open).unwrap(), before);
+    // Nothing is wider than a phone, but for the picture that scrolls in its own frame.
+    assert_eq!(browser.says("document.documentElement.scrollWidth <= window.innerWidth").unwrap(), "true");
 }

@@ -2,7 +2,7 @@
 //! groups, not by flows.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -49,7 +49,7 @@ pub struct Facts {
     pub rule: Option<Arc<str>>,
     pub reason: Arc<str>,
     pub listening: Option<bool>,
-    pub(super) remotes: BTreeSet<IpAddr>,
+    pub(super) remotes: HashSet<IpAddr, foldhash::fast::RandomState>,
     more_remotes: bool,
     /// Flows by an equal part of the span, for a timeline.
     pub timeline: [u32; BARS],
@@ -117,7 +117,7 @@ impl Facts {
             rule: None,
             reason: Arc::from(""),
             listening: None,
-            remotes: BTreeSet::new(),
+            remotes: HashSet::default(),
             more_remotes: false,
             timeline: [0; BARS],
         }
@@ -159,11 +159,13 @@ impl Facts {
             self.pids.push(flow.pid);
         }
         self.rhythm.add(flow.first);
-        self.remote = Some(flow.remote);
-        if room && self.remotes.len() < REMOTES {
-            self.remotes.insert(flow.remote);
-        } else {
-            self.more_remotes |= !self.remotes.contains(&flow.remote);
+        if self.remote != Some(flow.remote) {
+            self.remote = Some(flow.remote);
+            if room && self.remotes.len() < REMOTES {
+                self.remotes.insert(flow.remote);
+            } else if !self.more_remotes {
+                self.more_remotes = !self.remotes.contains(&flow.remote);
+            }
         }
         self.listening = flow.listening.or(self.listening);
         let width = (span.until - span.since).max(1) as f64;
@@ -225,34 +227,37 @@ const fn fate_at(fate: Fate) -> usize {
     }
 }
 
-/// Numbers of a group's program, names, rule and reason, as they were seen last.
-type Texts = (Option<i64>, Option<i64>, Option<i64>, i64);
+/// A group while its flows go by.
+struct Gathered {
+    facts: Facts,
+    /// Numbers of its program, names, rule and reason, as they were seen last.
+    who: Option<i64>,
+    names: Option<i64>,
+    rule: Option<i64>,
+    reason: Option<i64>,
+}
 
 /// Of a store, all groups with flows in a span.
 pub fn of_store(reader: &Reader, span: Span) -> Result<Vec<Facts>, StoreError> {
-    let mut by_number: HashMap<i64, Facts, foldhash::fast::RandomState> = reader
-        .groups(span.since)?
-        .into_iter()
-        .map(|GroupRow { number, id, group, first, fresh, .. }| (number, Facts::new(id, group, first, fresh)))
-        .collect();
-    let mut last_seen: HashMap<i64, Texts, foldhash::fast::RandomState> = HashMap::default();
-    let mut unusual: HashMap<i64, Vec<Unusual>, foldhash::fast::RandomState> = HashMap::default();
+    let gathered = |GroupRow { number, id, group, first, fresh, .. }| {
+        let facts = Facts::new(id, group, first, fresh);
+        (number, Gathered { facts, who: None, names: None, rule: None, reason: None })
+    };
+    let mut by_number: HashMap<i64, Gathered, foldhash::fast::RandomState> =
+        reader.groups(span.since)?.into_iter().map(gathered).collect();
     let mut failed = None;
     reader.sums(span, &mut |flow| {
-        let Some(facts) = by_number.get_mut(&flow.number) else { return };
-        facts.add(flow, span, true);
-        let last = last_seen.entry(flow.number).or_insert((None, None, None, 0));
-        *last = (flow.who.or(last.0), flow.names.or(last.1), flow.rule.or(last.2), flow.reason);
-        if let Some(number) = flow.who {
-            let unusual = unusual.entry(number).or_insert_with(|| match reader.who(number) {
-                Ok(who) => who.map(|who| who.unusual.clone()).unwrap_or_default(),
-                Err(error) => {
-                    failed = Some(error);
-                    Vec::new()
-                }
-            });
-            if !unusual.is_empty() {
-                facts.unusual.extend(unusual.iter());
+        let Some(group) = by_number.get_mut(&flow.number) else { return };
+        group.facts.add(flow, span, true);
+        group.names = flow.names.or(group.names);
+        group.rule = flow.rule.or(group.rule);
+        group.reason = Some(flow.reason);
+        // Nearly always it is the program of the flow before.
+        if let Some(who) = flow.who.filter(|who| group.who != Some(*who)) {
+            group.who = Some(who);
+            match reader.who(who) {
+                Ok(who) => group.facts.unusual.extend(who.iter().flat_map(|who| &who.unusual)),
+                Err(error) => failed = Some(error),
             }
         }
     })?;
@@ -260,12 +265,12 @@ pub fn of_store(reader: &Reader, span: Span) -> Result<Vec<Facts>, StoreError> {
         return Err(error);
     }
     let mut all: Vec<Facts> = Vec::with_capacity(by_number.len());
-    for (number, mut facts) in by_number {
-        let Some((who, names, rule, reason)) = last_seen.get(&number) else { continue };
+    for Gathered { mut facts, who, names, rule, reason } in by_number.into_values() {
+        let Some(reason) = reason else { continue };
         facts.who = who.map(|who| reader.who(who)).transpose()?.flatten();
         facts.names = names.map(|names| reader.names(names)).transpose()?.unwrap_or_default();
         facts.rule = rule.map(|rule| reader.text_of(rule)).transpose()?;
-        facts.reason = reader.text_of(*reason)?;
+        facts.reason = reader.text_of(reason)?;
         all.push(facts);
     }
     all.sort_by_key(|facts| facts.id);
