@@ -99,6 +99,10 @@ fn networks_are_summed_up_as_far_as_is_allowed() {
     assert_eq!(nets(&exact), ["203.0.113.8/30", "203.0.113.77/32"]);
     let (wide, _) = suggested(&flows, 30, "/24");
     assert_eq!(nets(&wide), ["203.0.113.0/25"]);
+    // IPv6 has a number of its own.
+    let flows = [1, 2].map(|n| flow(Outbound, 6, of(&format!("2001:db8:17:{n}::9")), 443, None)).to_vec();
+    assert_eq!(nets(&suggested(&flows, 30, "/24").0), ["2001:db8:17:1::9/128", "2001:db8:17:2::9/128"]);
+    assert_eq!(nets(&suggested(&flows, 30, "/24,/56").0), ["2001:db8:17::/62"]);
 }
 
 #[test]
