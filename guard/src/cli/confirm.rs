@@ -64,6 +64,7 @@ pub fn run(args: &ConfirmArgs, global: &Global) -> anyhow::Result<Exit> {
     if lockdown.is_some() {
         mark::confirm(&state, &person)?;
     }
+    act::keep_second_copy(&args.instance, &state);
     // A manifest that cannot be read only leaves the policy's name out.
     let kept = state.manifest(Kept::Active).ok().flatten();
     let text = if lockdown.is_some() { "the lockdown stays" } else { "the change stays" };

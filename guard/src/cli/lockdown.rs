@@ -326,6 +326,7 @@ fn enforce(args: &LockdownArgs, found: &Found, prepared: &Prepared, global: &Glo
         let _lock = state.lock()?;
         Engine::confirm(&mut done.kernel)?;
         mark::confirm(&state, &person)?;
+        act::keep_second_copy(&args.instance, &state);
         journal::record(state.path(), &args.by.entry(Event::Confirm, "the lockdown stays (--confirm-within none)"));
     }
     let clock = Clock::read().unwrap_or(Clock::at_boot(0));

@@ -10,7 +10,7 @@ use crate::{
     },
     host::sock_diag::{self, SocketState},
     journal::{self, Event},
-    lockdown::mark,
+    lockdown::{act, mark},
 };
 
 /// Take everything down: this host is open again
@@ -51,6 +51,7 @@ pub fn run(args: &ReleaseArgs, global: &Global) -> anyhow::Result<Exit> {
     let released = attached::release(instance)?;
     if let Some(state) = &state {
         state.forget()?;
+        act::keep_second_copy(&args.instance, state);
         drop(lock);
         control::tell(&state.socket(), &control::Request::Released);
         if released {

@@ -17,7 +17,7 @@ use crate::{
     },
     host::picture::{Picture, on_terminal},
     journal::{self, Entry, Event, Footprint},
-    lockdown::{afterwards, mark},
+    lockdown::{act, afterwards, mark, marker},
     policy::{
         effective::hex,
         exceptions::{Exception, compose},
@@ -166,7 +166,12 @@ fn in_lockdown(args: &RunArgs, change: &Change<'_>, state: &StateDir, global: &G
         change::settle(kernel, state)?;
     }
     drop(kernel);
-    let Some((manifest, mark)) = mark::holding(state)? else { return Ok(None) };
+    let Some((manifest, mark)) = mark::holding(state)? else {
+        if attached || state.in_force() {
+            return Ok(None);
+        }
+        return recovered(args, change, state, global);
+    };
     if !attached && mark.confirmed.is_none() {
         // Nobody confirmed it before the machine went down.
         let _lock = state.lock()?;
@@ -197,7 +202,44 @@ fn in_lockdown(args: &RunArgs, change: &Change<'_>, state: &StateDir, global: &G
         restores: false,
     };
     let options = StartOptions { shield: true, ports: true, ..options(args) };
+    let Some(_daemon_lock) = state.lock_daemon()? else {
+        anyhow::bail!("a daemon runs already with {}", state.path().display());
+    };
     let (mut kernel, put) = put_in_force(&args.instance.instance, &options, &change, state)?;
+    write_down(args, &kernel, state, &put);
+    record(&mut kernel, state, &put, &args.instance, global)?;
+    Ok(Some(Exit::Good))
+}
+
+/// The state directory has nothing, and the second copy says that this host was locked down: it is, again.
+fn recovered(args: &RunArgs, change: &Change<'_>, state: &StateDir, global: &Global) -> anyhow::Result<Option<Exit>> {
+    let Some(path) = marker::path(&args.instance) else { return Ok(None) };
+    let Some(recovery) = marker::read(&path)? else { return Ok(None) };
+    let source = act::write(state, "lockdown.yaml", &recovery.policy)?;
+    let policy = kept::read(&source)?;
+    let lockdown = Change {
+        policy: &policy,
+        source: &source,
+        audit: false,
+        exceptions: Vec::new(),
+        again: false,
+        dry_run: false,
+        cut_me: true,
+        within: Within::Never,
+        on_terminal: false,
+        lockdown: Some(recovery.mark),
+        restores: false,
+    };
+    let options = StartOptions { shield: true, ports: true, ..options(args) };
+    let Some(_daemon_lock) = state.lock_daemon()? else {
+        anyhow::bail!("a daemon runs already with {}", state.path().display());
+    };
+    let (mut kernel, put) = put_in_force(&args.instance.instance, &options, &lockdown, state)?;
+    afterwards::keep(state, change.policy, change.source, change.audit)?;
+    output::print(&format!(
+        "LOCKED DOWN, by the second copy ({}): the state directory has nothing of it. This policy is kept for afterwards",
+        path.display()
+    ))?;
     write_down(args, &kernel, state, &put);
     record(&mut kernel, state, &put, &args.instance, global)?;
     Ok(Some(Exit::Good))

@@ -11,11 +11,13 @@ use std::{
 
 use super::{
     base, destroy,
-    mark::Mark,
+    mark::{self, Mark},
+    marker,
     prepare::Prepared,
     selftest::{self, Proof},
 };
 use crate::{
+    cli::InstanceArgs,
     daemon::{
         attached::{self, Kernel, StartOptions},
         change::{self, Change, Changed, Examined},
@@ -236,6 +238,25 @@ fn undo(order: &Order<'_>, mut kernel: Kernel, fresh: bool) -> anyhow::Result<St
     Ok("the policy from before is in force again".to_owned())
 }
 
+/// The second copy, for a state directory that is lost: written while a confirmed lockdown is in force, else gone. That it
+/// cannot be written is said, and undoes nothing.
+pub fn keep_second_copy(instance: &InstanceArgs, state: &StateDir) {
+    let Some(path) = marker::path(instance) else { return };
+    let kept = || -> anyhow::Result<()> {
+        match mark::holding(state)? {
+            Some((_, mark)) if mark.confirmed.is_some() => {
+                let Some((_, policy)) = kept::base(state, Kept::Active)? else { return Ok(()) };
+                Ok(marker::write(&path, &mark, &policy)?)
+            }
+            Some(_) => Ok(()),
+            None => Ok(marker::remove(&path)?),
+        }
+    };
+    if let Err(error) = kept() {
+        eprintln!("notice: the second copy of the lockdown: {}", crate::text::escape_line(&format!("{error:#}")));
+    }
+}
+
 /// Ends the sockets of what is denied, and those that were chosen. Each is in the timeline before it goes.
 pub fn destroy(
     kernel: &Kernel,
@@ -291,7 +312,7 @@ fn read(path: &Path) -> anyhow::Result<Policy> {
 }
 
 /// In the state directory, in place of an older one.
-fn write(state: &StateDir, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+pub fn write(state: &StateDir, name: &str, text: &str) -> anyhow::Result<PathBuf> {
     let path = state.path().join(name);
     let draft = state.path().join(format!("{name}.new"));
     let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&draft)?;

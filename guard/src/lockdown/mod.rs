@@ -13,6 +13,7 @@ pub mod evidence;
 pub mod harm;
 pub mod logins;
 pub mod mark;
+pub mod marker;
 pub mod offers;
 pub mod packages;
 pub mod plan;
