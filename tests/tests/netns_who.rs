@@ -245,7 +245,7 @@ fn first_bytes_of_what_is_denied_are_in_a_capture() {
     let to = std::net::SocketAddr::from((world.server.v4, 4444));
     assert!(guard_tests::echo::udp_reaches(&world.intruder, to, PASSES / 2).is_err());
     guard.wait_records(|record| record["dest_port"] == 4444).unwrap();
-    let path = guard.state_dir().join("flagged.pcap");
+    let path = guard.state_dir().join("flagged-in.pcap");
     std::thread::sleep(Duration::from_secs(1));
     for reader in [&["tcpdump", "-nn", "-r"][..], &["tshark", "-n", "-r"]] {
         let ended = run(Command::new(reader[0]).args(&reader[1..]).arg(&path), Duration::from_secs(30)).unwrap();

@@ -1,8 +1,20 @@
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+};
+
 use clap::Args;
 
 use super::{Exit, Global, InstanceArgs, output};
 use crate::{
-    daemon::{attached, control, kept, state_dir::Kept},
+    daemon::{
+        attached,
+        control::{self, Answer, Request},
+        kept,
+        state_dir::Kept,
+    },
     record::{
         clock::Clock,
         recorder::RuleNames,
@@ -46,8 +58,10 @@ pub fn run(args: &FlowsArgs, global: &Global) -> anyhow::Result<Exit> {
     let mut flows = engine.flows()?;
     flows.sort_unstable_by_key(|(_, flow)| std::cmp::Reverse(flow.last_seen));
     let mut text = String::new();
+    let asked_as = asked_as(&state.socket(), flows.iter().map(|(key, _)| key.remote()));
     for (key, flow) in &flows {
-        let line = FlowLine::new(key, flow, &names, clock, &now);
+        let mut line = FlowLine::new(key, flow, &names, clock, &now);
+        line.names = asked_as.get(&key.remote()).cloned().unwrap_or_default();
         if global.json {
             output::json_line(&line)?;
         } else {
@@ -62,4 +76,17 @@ pub fn run(args: &FlowsArgs, global: &Global) -> anyhow::Result<Exit> {
         output::print(&text)?;
     }
     Ok(Exit::Good)
+}
+
+/// What the daemon knows of remotes; without one, or with one that is too busy, flows have addresses alone.
+fn asked_as(socket: &Path, remotes: impl Iterator<Item = IpAddr>) -> HashMap<IpAddr, Vec<Arc<str>>> {
+    let remotes: BTreeSet<IpAddr> = remotes.collect();
+    let remotes: Vec<IpAddr> = remotes.into_iter().collect();
+    let mut found = HashMap::new();
+    for addresses in remotes.chunks(control::ADDRESSES) {
+        let request = Request::AskedAs { addresses: addresses.to_vec() };
+        let Ok(Some(Answer::AskedAs { names })) = control::ask(socket, &request) else { break };
+        found.extend(names);
+    }
+    found
 }

@@ -392,7 +392,8 @@ fn record(
     // Flows that a former daemon has recorded are still in the tables.
     let begun = if put.fresh { Default::default() } else { begun_before(&state.records()).unwrap_or_default() };
     let mut recorder = Recorder::new(sink, Tracker::new(begun), Clock::read()?);
-    recorder.flagged = Some(Flagged::new(state.flagged()));
+    let [inbound, outbound] = state.flagged();
+    recorder.flagged = Some(Flagged::new(inbound, outbound));
     let policy = &put.policy;
     let ready = ready(kernel, policy, put, instance)?;
     let json = global.json;

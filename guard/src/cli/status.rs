@@ -85,7 +85,7 @@ fn ask(state: &StateDir) -> Option<DaemonStatus> {
         return None;
     }
     match control::ask(&state.socket(), &Request::Status) {
-        Ok(Some(Answer::Status(status))) => Some(status),
+        Ok(Some(Answer::Status(status))) => Some(*status),
         _ => Some(DaemonStatus {
             notices: vec!["the daemon runs, and does not answer now: it may be busy".to_owned()],
             ..DaemonStatus::default()

@@ -6,14 +6,19 @@
 
 use std::{
     io::{self, BufRead, BufReader, Write},
+    net::IpAddr,
     os::unix::net::UnixStream,
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::{record::sink::SinkCounts, store::StoreStatus};
+use crate::{
+    record::{asked::AnswerCounts, flagged::FlaggedCounts, recorder::NamedCounts, sink::SinkCounts},
+    store::StoreStatus,
+};
 
 /// What may be asked of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +28,8 @@ pub enum Request {
     Status,
     /// The policy in force is another one: look again.
     Changed,
+    /// What these addresses were asked as, at most [`ADDRESSES`].
+    AskedAs { addresses: Vec<IpAddr> },
     /// guard was released: end.
     Released,
     /// Records from now on, one a line, until either side closes.
@@ -33,8 +40,14 @@ pub enum Request {
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum Answer {
     Done,
-    Status(DaemonStatus),
-    Error { message: String },
+    Status(Box<DaemonStatus>),
+    /// Of those that have names, in no particular order.
+    AskedAs {
+        names: Vec<(IpAddr, Vec<Arc<str>>)>,
+    },
+    Error {
+        message: String,
+    },
 }
 
 /// What only the daemon knows.
@@ -47,6 +60,15 @@ pub struct DaemonStatus {
     /// Unix time in seconds.
     pub since: i64,
     pub records: RecordCounts,
+    /// Flows since it began, by whether it is known whose they are.
+    #[serde(default)]
+    pub who: NamedCounts,
+    /// Answers of name servers.
+    #[serde(default)]
+    pub dns: AnswerCounts,
+    /// First bytes that were written to `flagged.pcap`, and that could not be.
+    #[serde(default)]
+    pub flagged: FlaggedCounts,
     /// Of the record store; `None` where none is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreStatus>,
@@ -76,6 +98,9 @@ impl From<&SinkCounts> for RecordCounts {
         Self { written: counts.written, lost: counts.lost, error: counts.error.clone() }
     }
 }
+
+/// So that an answer, with as many names as an address may have, is a line that is read.
+pub const ADDRESSES: usize = 150;
 
 /// A daemon that does not answer in this time is treated as one that is not there.
 const PATIENCE: Duration = Duration::from_secs(2);

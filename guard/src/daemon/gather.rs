@@ -120,6 +120,8 @@ pub fn report(sources: Sources<'_>) -> Report {
             events: read.lost[Lost::Events as usize],
             suppressed: read.lost[Lost::Suppressed as usize],
             owners: read.lost[Lost::Owners as usize],
+            processes: read.lost[Lost::Processes as usize],
+            answers: read.lost[Lost::Answers as usize],
             records: sources.daemon.as_ref().map_or(0, |daemon| daemon.records.lost),
         },
         daemon: sources.daemon,

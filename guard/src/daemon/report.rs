@@ -135,6 +135,9 @@ pub struct Lost {
     pub suppressed: u64,
     /// Processes that could not be noted.
     pub owners: u64,
+    /// Programs that ran, and answers of name servers, that were not told: their rings were full.
+    pub processes: u64,
+    pub answers: u64,
     /// Records that could not be written to disk.
     pub records: u64,
 }
@@ -188,8 +191,16 @@ impl Report {
         match &self.daemon {
             Some(daemon) => {
                 if daemon.answers {
-                    writeln!(text, "  recording   daemon {}, {} records written", daemon.pid, daemon.records.written)?;
+                    writeln!(
+                        text,
+                        "  recording   daemon {}, {} records written      who unknown {} of {} flows",
+                        daemon.pid,
+                        daemon.records.written,
+                        thousands(daemon.who.unknown),
+                        thousands(daemon.who.unknown + daemon.who.named),
+                    )?;
                 }
+                self.write_labels_lost(text, daemon)?;
                 for notice in &daemon.notices {
                     writeln!(text, "  notice      {notice}")?;
                 }
@@ -212,6 +223,21 @@ impl Report {
             writeln!(text, "  notice      other firewalls here, which have to allow too: {}", tables.join(", "))?;
         }
         Ok(())
+    }
+
+    /// What names of programs and remotes, and first bytes, are missing: a line only where there are.
+    fn write_labels_lost(&self, text: &mut String, daemon: &DaemonStatus) -> std::fmt::Result {
+        let lost = [
+            (self.lost.processes, "programs that ran"),
+            (self.lost.answers + daemon.dns.too_many, "answers of name servers"),
+            (daemon.flagged.lost, "first bytes of flagged flows"),
+        ];
+        let lost: Vec<String> =
+            lost.iter().filter(|(count, _)| *count > 0).map(|(n, what)| format!("{} {what}", thousands(*n))).collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        writeln!(text, "  notice      came too fast, or could not be written, and are missing: {}", lost.join(", "))
     }
 
     /// The built-in policy of `guard observe` is in force.

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     change::{self, Change},
-    control::{Answer, DaemonStatus, Request, server},
+    control::{ADDRESSES, Answer, DaemonStatus, Request, server},
     engine::Engine,
     kept, service_manager,
     state_dir::{Kept, Lock, StateDir},
@@ -28,6 +28,7 @@ use crate::{
     policy::model::Policy,
     record::{
         clock::{Clock, boot_now, for_people, unix_now},
+        flagged::Flagged,
         recorder::{Recorder, counts_as_flow},
         sweep::{Findings, Now, Sum},
     },
@@ -481,10 +482,15 @@ impl<'a> Daemon<'a> {
 
     fn answer(&mut self, request: &Request) -> Answer {
         match request {
-            Request::Status => Answer::Status(self.status()),
+            Request::Status => Answer::Status(Box::new(self.status())),
             Request::Changed => {
                 self.look_again();
                 Answer::Done
+            }
+            Request::AskedAs { addresses } => {
+                let now = boot_now();
+                let names = addresses.iter().take(ADDRESSES).map(|at| (*at, self.recorder.asked_as.names(*at, now)));
+                Answer::AskedAs { names: names.filter(|(_, names)| !names.is_empty()).collect() }
             }
             Request::Released | Request::Follow => Answer::Done,
         }
@@ -498,6 +504,9 @@ impl<'a> Daemon<'a> {
             pid: std::process::id(),
             since: self.started,
             records: self.recorder.sink.counts().into(),
+            who: self.recorder.named(),
+            dns: self.recorder.asked_as.counts(),
+            flagged: self.recorder.flagged.as_ref().map(Flagged::counts).unwrap_or_default(),
             store: self.store.as_ref().map(|store| store.status()),
             flows_held: self.recorder.tracker.held(),
             detail_lost_packets: lost.packets,

@@ -153,10 +153,10 @@ impl StateDir {
         self.path.join("flows.jsonl")
     }
 
-    /// First bytes of flagged flows.
+    /// First bytes of flagged flows: those that came in, and those that this host began.
     #[must_use]
-    pub fn flagged(&self) -> PathBuf {
-        self.path.join("flagged.pcap")
+    pub fn flagged(&self) -> [PathBuf; 2] {
+        ["flagged-in.pcap", "flagged.pcap"].map(|name| self.path.join(name))
     }
 
     #[must_use]

@@ -13,10 +13,14 @@ use simple_dns::{CLASS, Name, Packet, PacketFlag, RCODE, rdata::RData};
 
 use super::recent::Recent;
 
-/// Addresses that are remembered at least.
-const ADDRESSES: usize = 32_768;
+/// Addresses that are remembered at least, and twice as many at most. With the longest names it takes about 150 MB, which
+/// whoever answers for a zone of its own can bring about.
+const ADDRESSES: usize = 16_384;
 /// Names of one address: a shared one may have thousands.
 const NAMES: usize = 16;
+/// Bytes of a name as it is kept. A real one is not longer (RFC 1035 section 2.3.4); one whose strange bytes make it so is
+/// not kept.
+const LONGEST: usize = 253;
 /// Aliases that are followed: those that resolvers follow, about.
 const ALIASES: usize = 16;
 /// A name is kept as a label for this long after it was asked for last, whatever its TTL.
@@ -118,7 +122,7 @@ fn addresses(bytes: &[u8]) -> Option<(String, Vec<IpAddr>)> {
     }
     let [question] = &packet.questions[..] else { return None };
     let asked = spoken(&question.qname);
-    if asked.is_empty() {
+    if asked.is_empty() || asked.len() > LONGEST {
         return None;
     }
     let internet = || packet.answers.iter().filter(|record| record.class == CLASS::IN);
@@ -260,6 +264,23 @@ mod tests {
         assert_eq!(store.counts().read, 0);
         assert_eq!(store.counts().malformed, 6 + good.len() as u64);
         assert_eq!(names(&mut store, "203.0.113.9", 1), [""; 0]);
+    }
+
+    #[test]
+    fn a_name_that_its_strange_bytes_make_too_long_is_not_kept() {
+        let mut store = AskedAs::default();
+        let long = format!("{0}.{0}.{0}.example", "\u{1}".repeat(40));
+        store.answer(&answer(&long, vec![a(&long, [203, 0, 113, 9])]), 1);
+        assert_eq!((store.counts().malformed, names(&mut store, "203.0.113.9", 1)), (1, vec![]));
+        // As many aliases as a resolver follows, and no more.
+        let of = |number: usize| format!("n{number}.example");
+        for (aliases, found) in [(ALIASES, 1), (ALIASES + 1, 0)] {
+            let all: Vec<String> = (0..=aliases).map(of).collect();
+            let mut records: Vec<_> = all.windows(2).map(|pair| cname(&pair[0], &pair[1])).collect();
+            records.push(a(&all[aliases], [192, 0, 2, aliases as u8]));
+            store.answer(&answer(&all[0], records), 1);
+            assert_eq!(names(&mut store, &format!("192.0.2.{aliases}"), 1).len(), found);
+        }
     }
 
     #[test]

@@ -19,6 +19,10 @@ use super::{
     who,
 };
 
+/// Version of a record's shape, which docs/records.schema.json describes: another one only where a field goes, or means
+/// something else.
+pub const SCHEMA: u32 = 1;
+
 /// Link type of raw IP packets (LINKTYPE_RAW of the pcap formats).
 const LINKTYPE_RAW: u32 = 101;
 
@@ -128,6 +132,8 @@ pub struct PacketInfo {
 
 #[derive(Clone, Debug, Serialize)]
 pub struct GuardPart {
+    /// [`SCHEMA`].
+    pub schema: u32,
     pub event: Moment,
     /// `allow` or `deny`.
     pub verdict: &'static str,
@@ -275,6 +281,7 @@ impl GuardPart {
     #[must_use]
     pub fn new(event: Moment, outcome: Outcome, direction: Direction, generation: u32, rule: Option<Arc<str>>) -> Self {
         Self {
+            schema: SCHEMA,
             event,
             verdict: outcome.verdict().as_str(),
             dropped: false,

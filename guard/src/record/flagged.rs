@@ -1,5 +1,6 @@
-//! `flagged.pcap`: the first bytes of each flagged flow's first packet, for tools that read captures. What a denied flow
-//! tried never reaches another capture, since it is dropped before.
+//! `flagged.pcap` and `flagged-in.pcap`: the first bytes of each flagged flow's first packet, for tools that read captures.
+//! What a denied flow tried never reaches another capture, since it is dropped before. What came in has a file of its own,
+//! so that scans never push out what this host tried to send.
 
 use std::{
     fs::{self, OpenOptions},
@@ -8,7 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use guard_common::Direction;
 use pcap::{Capture, Linktype, Packet, PacketHeader, Savefile};
+use serde::{Deserialize, Serialize};
 
 /// A file this long is rotated away; one rotated file is kept.
 const FILE_BYTES: u64 = 16 << 20;
@@ -29,8 +32,43 @@ pub enum FlaggedError {
     Capture { path: PathBuf, source: pcap::Error },
 }
 
-/// Writes the file. What cannot be written is counted, and writing is tried again with the next packet.
+/// Packets that were written, and that could not be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlaggedCounts {
+    pub written: u64,
+    pub lost: u64,
+}
+
+/// One file for each direction.
 pub struct Flagged {
+    files: [File; 2],
+}
+
+impl Flagged {
+    #[must_use]
+    pub fn new(inbound: PathBuf, outbound: PathBuf) -> Self {
+        Self { files: [inbound, outbound].map(File::new) }
+    }
+
+    #[must_use]
+    pub fn counts(&self) -> FlaggedCounts {
+        let [inbound, outbound] = &self.files;
+        FlaggedCounts { written: inbound.written + outbound.written, lost: inbound.lost + outbound.lost }
+    }
+
+    /// `head`: a packet's beginning, from its IP header on; `length`: how long the whole is. What is no IP is left out.
+    pub fn write(&mut self, direction: Direction, unix_ns: i128, head: &[u8], length: u32) {
+        self.files[direction as usize].write(unix_ns, head, length);
+    }
+
+    /// What waits goes to the files.
+    pub fn flush(&mut self) {
+        self.files.iter_mut().for_each(File::flush);
+    }
+}
+
+/// Writes one. What cannot be written is counted, and writing is tried again with the next packet.
+struct File {
     path: PathBuf,
     limit: u64,
     file: Option<Savefile>,
@@ -41,20 +79,12 @@ pub struct Flagged {
     lost: u64,
 }
 
-impl Flagged {
-    #[must_use]
-    pub fn new(path: PathBuf) -> Self {
+impl File {
+    fn new(path: PathBuf) -> Self {
         Self { path, limit: FILE_BYTES, file: None, length: 0, written: 0, waiting: 0, lost: 0 }
     }
 
-    /// Packets that were written, and that could not be.
-    #[must_use]
-    pub const fn counts(&self) -> (u64, u64) {
-        (self.written, self.lost)
-    }
-
-    /// `head`: a packet's beginning, from its IP header on; `length`: how long the whole is. What is no IP is left out.
-    pub fn write(&mut self, unix_ns: i128, head: &[u8], length: u32) {
+    fn write(&mut self, unix_ns: i128, head: &[u8], length: u32) {
         if !matches!(head.first().map(|byte| byte >> 4), Some(4 | 6)) {
             return;
         }
@@ -71,8 +101,7 @@ impl Flagged {
         }
     }
 
-    /// What waits goes to the file.
-    pub fn flush(&mut self) {
+    fn flush(&mut self) {
         if let Some(file) = &mut self.file
             && file.flush().is_err()
         {
@@ -193,7 +222,7 @@ mod tests {
     fn others_can_read_it_and_a_restart_goes_on() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("flagged.pcap");
-        let mut flagged = Flagged::new(path.clone());
+        let mut flagged = File::new(path.clone());
         flagged.write(1_767_323_045_678_901_234, &HEAD, 60);
         flagged.write(0, &[0x00, 1, 2], 3);
         drop(flagged);
@@ -201,11 +230,11 @@ mod tests {
         let mut torn = fs::read(&path).unwrap();
         torn.extend([1; 21]);
         fs::write(&path, torn).unwrap();
-        let mut flagged = Flagged::new(path.clone());
+        let mut flagged = File::new(path.clone());
         flagged.write(1_767_323_046_000_000_000, &HEAD, 60);
         flagged.flush();
         assert_eq!(lengths(&path), [(20, 60, 1_767_323_045), (20, 60, 1_767_323_046)]);
-        assert_eq!(flagged.counts(), (1, 0));
+        assert_eq!((flagged.written, flagged.lost), (1, 0));
         let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
     }
@@ -215,7 +244,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("flagged.pcap");
         fs::write(&path, "not a capture").unwrap();
-        let mut flagged = Flagged { limit: FILE_HEADER + 3 * 36, ..Flagged::new(path.clone()) };
+        let mut flagged = File { limit: FILE_HEADER + 3 * 36, ..File::new(path.clone()) };
         for second in 0..8 {
             flagged.write(second * 1_000_000_000, &HEAD, 60);
         }
@@ -227,14 +256,29 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_in_does_not_push_out_what_goes_out() {
+        let home = tempfile::tempdir().unwrap();
+        let (inbound, outbound) = (home.path().join("in"), home.path().join("out"));
+        let mut flagged = Flagged::new(inbound.clone(), outbound.clone());
+        flagged.files[0].limit = FILE_HEADER + 2 * 36;
+        flagged.write(Direction::Outbound, 0, &HEAD, 60);
+        for _ in 0..100 {
+            flagged.write(Direction::Inbound, 0, &HEAD, 60);
+        }
+        flagged.flush();
+        assert_eq!((lengths(&inbound).len(), lengths(&outbound).len()), (2, 1));
+        assert_eq!(flagged.counts(), FlaggedCounts { written: 101, lost: 0 });
+    }
+
+    #[test]
     fn what_cannot_be_written_is_counted() {
         let home = tempfile::tempdir().unwrap();
         let missing = home.path().join("later");
-        let mut flagged = Flagged::new(missing.join("flagged.pcap"));
+        let mut flagged = File::new(missing.join("flagged.pcap"));
         flagged.write(0, &HEAD, 60);
-        assert_eq!(flagged.counts(), (0, 1));
+        assert_eq!((flagged.written, flagged.lost), (0, 1));
         fs::create_dir(&missing).unwrap();
         flagged.write(0, &HEAD, 60);
-        assert_eq!(flagged.counts(), (1, 1));
+        assert_eq!((flagged.written, flagged.lost), (1, 1));
     }
 }

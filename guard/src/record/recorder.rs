@@ -13,6 +13,7 @@ use guard_common::{
     abi::{Event, EventKind, Flow, HEAD_BYTES, Owner},
     decide::Outcome,
 };
+use serde::{Deserialize, Serialize};
 
 pub use super::rule_names::RuleNames;
 use super::{
@@ -50,6 +51,7 @@ pub struct Recorder {
     pub asked_as: AskedAs,
     /// Where first bytes of flagged flows go; `None`: nowhere.
     pub flagged: Option<Flagged>,
+    named: NamedCounts,
     /// Flows whose process is looked at once more.
     again: VecDeque<Again>,
     host: Arc<str>,
@@ -65,6 +67,25 @@ pub struct Recorder {
 struct Note {
     who: Option<who::Shared>,
     listening: Option<bool>,
+    /// How it is counted in [`NamedCounts`]: named or not. `None`: not at all.
+    counted: Option<bool>,
+}
+
+/// Flows by whether it is known whose they are. One of which no process is to be expected is in neither.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedCounts {
+    pub named: u64,
+    pub unknown: u64,
+}
+
+impl NamedCounts {
+    fn change(&mut self, was: Option<bool>, is: Option<bool>) {
+        for (counted, by) in [(was, -1), (is, 1)] {
+            let Some(named) = counted else { continue };
+            let count = if named { &mut self.named } else { &mut self.unknown };
+            *count = count.saturating_add_signed(by);
+        }
+    }
 }
 
 /// A flow that a shell or interpreter began: it may put the socket on its standard streams a moment after, and become
@@ -117,6 +138,7 @@ impl Recorder {
             attributor: Attributor::default(),
             asked_as: AskedAs::default(),
             flagged: None,
+            named: NamedCounts::default(),
             again: VecDeque::new(),
             host: host.as_deref().unwrap_or("unknown").into(),
             machine: machine_id().into(),
@@ -124,6 +146,11 @@ impl Recorder {
             follower: None,
             observer: None,
         }
+    }
+
+    #[must_use]
+    pub const fn named(&self) -> NamedCounts {
+        self.named
     }
 
     pub fn follow(&mut self, follower: Follower) {
@@ -221,7 +248,7 @@ impl Recorder {
         }
         self.put(&record);
         if let Some(flagged) = &mut self.flagged {
-            flagged.write(self.clock.unix_ns(event.time), head, event.packet_bytes);
+            flagged.write(direction, self.clock.unix_ns(event.time), head, event.packet_bytes);
         }
     }
 
@@ -358,7 +385,7 @@ impl Recorder {
         if outcome.verdict() == Verdict::Deny
             && let Some(flagged) = &mut self.flagged
         {
-            flagged.write(self.clock.unix_ns(told.time), told.head, told.packet_bytes);
+            flagged.write(direction, self.clock.unix_ns(told.time), told.head, told.packet_bytes);
         }
         if let Some(observer) = &mut self.observer {
             observer.observed(&observed, *moment);
@@ -377,6 +404,12 @@ impl Recorder {
             note.listening = found.listening.or(note.listening);
             // Nobody is known by now to be there: that is not to know who.
             note.who = if note.listening == Some(false) { found.who } else { found.who.or(note.who) };
+        }
+        let named = note.who.as_ref().map(|who| who.found_by != who::FoundBy::Unknown);
+        // An end whose beginning is forgotten was counted then.
+        if note.counted.is_some() || told.moment != Moment::End {
+            self.named.change(note.counted, named);
+            note.counted = named;
         }
         if told.moment == Moment::End {
             self.notes.remove(&told.flow_id);

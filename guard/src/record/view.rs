@@ -45,6 +45,9 @@ pub struct FlowLine {
     pub adopted: bool,
     /// Seconds since its last packet.
     pub idle: u64,
+    /// What the remote was asked as, the latest first; labels, never proof.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<std::sync::Arc<str>>,
 }
 
 impl FlowLine {
@@ -77,6 +80,7 @@ impl FlowLine {
             answered: flow.flags & Flow::ANSWERED != 0,
             adopted: flow.flags & Flow::ADOPTED != 0,
             idle: now.idle(flow) / 1_000_000_000,
+            names: Vec::new(),
         }
     }
 
@@ -85,14 +89,17 @@ impl FlowLine {
     pub fn render(&self) -> String {
         let why = self.rule.as_deref().unwrap_or(self.reason);
         let state = self.tcp.unwrap_or(if self.answered { "answered" } else { "unanswered" });
+        let names: Vec<&str> = self.names.iter().map(|name| &**name).collect();
+        let names = if names.is_empty() { String::new() } else { format!("  asked as {}", names.join(", ")) };
         format!(
-            "{:<5} {:<40} {:<11} in {:>9}  out {:>9}  {}",
+            "{:<5} {:<40} {:<11} in {:>9}  out {:>9}  {}{}",
             self.verdict,
             self.flow,
             state,
             bytes(self.bytes_in),
             bytes(self.bytes_out),
             crate::daemon::report::harmless(why),
+            crate::daemon::report::harmless(&names),
         )
     }
 }

@@ -1,6 +1,7 @@
 //! Flows to processes: whoever asked at the socket layer, whoever listens or holds the socket, or, for what is
 //! forwarded, the container.
 
+mod forwarded;
 mod programs;
 mod sockets;
 
@@ -11,7 +12,11 @@ use guard_common::{
     abi::{Flow, Owner},
 };
 
-use self::{programs::Programs, sockets::SocketMap};
+use self::{
+    forwarded::{Behind, Forwarded},
+    programs::Programs,
+    sockets::SocketMap,
+};
 use super::{
     clock::boot_now,
     flow::{Key, has_ports},
@@ -36,6 +41,7 @@ const PROCESSES: usize = 8_192;
 pub struct Attributor {
     identities: Identities,
     sockets: SocketMap,
+    forwarded: Forwarded,
     programs: Programs,
     /// By pid, as last read.
     processes: Recent<u32, Shared>,
@@ -49,6 +55,7 @@ impl Default for Attributor {
             programs: Programs::new(&identities),
             identities,
             sockets: SocketMap::default(),
+            forwarded: Forwarded::default(),
             processes: Recent::new(PROCESSES),
             unknown: Shared::default(),
         }
@@ -101,7 +108,8 @@ impl Attributor {
         if !has_ports(key.protocol()) {
             // The kernel answers; what asks is not known.
             let asks = Direction::from_u8(flow.direction) == Direction::Outbound;
-            return Found { who: asks.then(|| self.unknown.clone()), listening: None };
+            let who = self.behind(key, flow).or_else(|| asks.then(|| self.unknown.clone()));
+            return Found { who, listening: None };
         }
         match Direction::from_u8(flow.direction) {
             Direction::Inbound => self.inbound(key, flow),
@@ -124,6 +132,12 @@ impl Attributor {
             // Of a picture that is older than the flow nothing can be said.
             None => self.sockets.is_of(flow.first_seen).then_some(false),
         };
+        // A published port of a container may have a proxy of its engine's listening here, that no packet ever reaches.
+        if own.is_none()
+            && let Some(who) = self.behind(key, flow)
+        {
+            return Found { who: Some(who), listening: None };
+        }
         let inode = own.filter(|inode| *inode != 0).or(found);
         let how = if adopted { FoundBy::SockDiag } else { FoundBy::Accept };
         let who = inode.and_then(|inode| self.holder(inode, how));
@@ -144,7 +158,24 @@ impl Attributor {
         inode
             .filter(|inode| *inode != 0)
             .and_then(|inode| self.holder(inode, FoundBy::SockDiag))
+            .or_else(|| self.behind(key, flow))
             .unwrap_or_else(|| self.unknown.clone())
+    }
+
+    /// Whoever is behind this host: the process where it still holds its socket, else the container alone.
+    fn behind(&mut self, key: &Key, flow: &Flow) -> Option<Shared> {
+        let (protocol, local) = (key.protocol(), SocketAddr::new(key.local(), key.local_port()));
+        let remote = SocketAddr::new(key.remote(), key.remote_port());
+        let (behind, end) = self.forwarded.behind(protocol, local, remote, flow.first_seen)?;
+        let Behind { netns, pid } = behind;
+        let holder =
+            self.forwarded.socket(behind, protocol, end).and_then(|inode| self.holder(inode, FoundBy::Forwarded));
+        if let Some(who) = holder {
+            return Some(who);
+        }
+        let first = self.process(pid, boot_now(), FoundBy::Forwarded)?;
+        let (container, unit) = (first.container.clone(), first.unit.clone());
+        Some(Who { found_by: FoundBy::Forwarded, netns: Some(netns), container, unit, ..Who::default() }.into())
     }
 
     fn holder(&mut self, inode: u32, how: FoundBy) -> Option<Shared> {
