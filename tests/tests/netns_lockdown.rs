@@ -450,6 +450,8 @@ fn a_confirmed_lockdown_comes_back_before_anything_else() {
         // The daemon would put back what is taken away.
         let status = guard.status().unwrap();
         end(&status["daemon"]["pid"], Signal::SIGKILL);
+        // What it holds goes with it, a moment later.
+        guard.status_until(LIMIT, |status| status["daemon"].is_null()).unwrap();
         let pins = format!("/sys/fs/bpf/guard/{}", guard.instance());
         let gone = run(world.operator.command("rm").args(["-rf", &pins]), LIMIT).unwrap();
         assert!(gone.good(), "{}", gone.text());
