@@ -1,0 +1,100 @@
+//! A new daemon that was asked for something else takes over what runs: other programs into the links that are there.
+//! Meanwhile sessions go on and nothing unlisted passes.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use guard_tests::{
+    cases::policy,
+    flows::{Flow, PASSES},
+    frame::{UDP, ethernet_ip, ip, udp},
+    guard::Guard,
+    new_world,
+    process::run,
+    session::Session,
+    witness::{Witness, packet_socket},
+    world::World,
+};
+
+const UNLISTED: u16 = 4444;
+
+/// Unlisted datagrams from the server, by a packet socket: nothing but the wire stands in their way.
+struct Flood<'a> {
+    stop: &'a AtomicBool,
+}
+
+impl Drop for Flood<'_> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn flood(world: &World, stop: &AtomicBool) {
+    let index = world.server.interface_index("eth0");
+    let socket = world.server.run(|| packet_socket(index)).unwrap();
+    let (from, to) = (world.server.v4.into(), world.client.v4.into());
+    let frame =
+        ethernet_ip(world.client.mac, world.server.mac, &ip(from, to, UDP, &udp((from, 4000), (to, UNLISTED), b"out")));
+    while !stop.load(Ordering::Relaxed) {
+        // Dropped or not is for the witness to see.
+        let _ = nix::unistd::write(&socket, &frame);
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Ids of the programs at the server's hooks, by the names of their pins.
+fn programs(world: &World, guard: &Guard) -> Vec<(String, u64)> {
+    let pins = format!(
+        "for p in /sys/fs/bpf/guard/{}/programs/*; do echo $(basename $p) $(bpftool -j prog show pinned $p); done",
+        guard.instance()
+    );
+    let ended = run(world.operator.command("sh").args(["-c", &pins]), PASSES * 2).unwrap();
+    assert!(ended.good(), "{}", ended.text());
+    let line = |line: &str| {
+        let (name, json) = line.split_once(' ')?;
+        let json: serde_json::Value = serde_json::from_str(json).ok()?;
+        Some((name.to_owned(), json["id"].as_u64()?))
+    };
+    ended.stdout.lines().filter_map(line).collect()
+}
+
+#[test]
+fn its_programs_are_replaced_without_a_gap() {
+    let Some(world) = new_world("netns_takeover programs_are_replaced") else { return };
+    let listed = Flow::new("in tcp responder 8101", false);
+    let session = Session::begin(&world, &listed).unwrap().keep_speaking();
+    let mut guard = Guard::start(&world, &policy("enforce")).unwrap();
+    let witness = Witness::start(&world.router, World::WIRE).unwrap();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _flood = Flood { stop: &stop };
+        scope.spawn(|| flood(&world, &stop));
+        let mut before = programs(&world, &guard);
+        assert!(before.iter().any(|(name, _)| name == "wire_egress"), "{before:?}");
+        for arguments in [&["--shield"][..], &[]] {
+            let said = session.said();
+            guard.kill().unwrap();
+            guard.run(arguments).unwrap();
+            let status = guard.status().unwrap();
+            assert_eq!(status["enforcing"], true, "{status:#}");
+            let shield = status["hooks"].to_string().contains("\"shield\"");
+            assert_eq!(shield, !arguments.is_empty(), "{status:#}");
+            let now = programs(&world, &guard);
+            for (name, id) in before.iter().filter(|(name, _)| name != "shield" && !name.starts_with("seal_")) {
+                let other = now.iter().find(|(known, _)| known == name).unwrap_or_else(|| panic!("{name}: {now:?}"));
+                assert_ne!(other.1, *id, "{name} is the old one");
+            }
+            before = now;
+            thread::sleep(Duration::from_millis(300));
+            assert!(session.said() > said, "the session stands still");
+        }
+    });
+    assert_eq!(witness.lost().unwrap(), 0);
+    assert_eq!(witness.count(|packet| packet.destination_port == UNLISTED), 0, "packets passed unjudged");
+    let slowest = session.slowest();
+    session.finish().unwrap();
+    assert!(slowest < 2000, "an exchange took {slowest} ms");
+}
