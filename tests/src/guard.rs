@@ -79,7 +79,8 @@ impl Guard {
     pub fn run(&mut self, arguments: &[&str]) -> Result<()> {
         let mut command = self.run_command(arguments)?;
         let mut daemon = Process::spawn(&mut command)?;
-        daemon.wait_line(PATIENCE, |line| line.to_lowercase().contains("ready"))?;
+        // Not any "already".
+        daemon.wait_line(PATIENCE, |line| line.contains("is ready") || line.contains("\"ready\""))?;
         self.daemon = Some(daemon);
         Ok(())
     }

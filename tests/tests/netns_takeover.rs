@@ -1,23 +1,27 @@
-//! A new daemon that was asked for something else takes over what runs: other programs into the links that are there.
-//! Meanwhile sessions go on and nothing unlisted passes.
+//! A new daemon that was asked for something else takes over what runs: other programs into the links that are there,
+//! another control group. Meanwhile sessions go on and nothing unlisted passes.
 
 use std::{
+    path::Path,
+    process::Stdio,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
 
 use guard_tests::{
+    agent::ask,
     cases::policy,
-    flows::{Flow, PASSES},
+    flows::{Flow, PASSES, serve},
     frame::{UDP, ethernet_ip, ip, udp},
     guard::Guard,
     new_world,
-    process::run,
+    process::{Process, run},
     session::Session,
     witness::{Witness, packet_socket},
     world::World,
 };
+use nix::sys::signal::Signal;
 
 const UNLISTED: u16 = 4444;
 
@@ -97,4 +101,51 @@ fn its_programs_are_replaced_without_a_gap() {
     let slowest = session.slowest();
     session.finish().unwrap();
     assert!(slowest < 2000, "an exchange took {slowest} ms");
+}
+
+#[test]
+fn another_control_group_is_held_and_the_old_one_no_longer() {
+    let Some(world) = new_world("netns_takeover another_control_group") else { return };
+    let listed = Flow::new("in tcp responder 8101", false);
+    let unlisted = Flow::new("out tcp client 4444", false);
+    let _servers = serve(&world, &[unlisted]);
+    let session = Session::begin(&world, &listed).unwrap().keep_speaking();
+    let guard = Guard::start(&world, &policy("enforce")).unwrap();
+    let second = world.cgroup().parent().unwrap().join("second");
+    std::fs::create_dir(&second).unwrap();
+    let inside_second = world.server.in_cgroup(&second).unwrap();
+    let asked = unlisted.asked(&world).to_string();
+    let connect = |second: bool| {
+        let place = if second { &inside_second } else { &*world.server };
+        ask(place, &["connect", "tcp", &asked]).unwrap()
+    };
+    // The socket layer says no at once; elsewhere the wire drops, and the program waits.
+    assert!(connect(false).refused() && !connect(true).refused());
+
+    guard.signal(Signal::SIGKILL).unwrap();
+    let run_in = |cgroup: &Path| -> Process {
+        let mut command = guard.command("run").unwrap();
+        command.arg("--cgroup").arg(cgroup).arg(guard.policy()).stdin(Stdio::null());
+        let mut process = Process::spawn(&mut command).unwrap();
+        process.wait_line(PASSES * 12, |line| line.contains("guard is ready")).unwrap();
+        process
+    };
+    // The killed one may hold its lock for a moment.
+    thread::sleep(Duration::from_millis(300));
+    let daemon = run_in(&second);
+    let status = guard.status().unwrap();
+    assert_eq!(status["enforcing"], true, "{status:#}");
+    let targets: Vec<&str> = status["hooks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|hook| hook["layer"] == "socket" || hook["layer"] == "backstop")
+        .map(|hook| hook["target"].as_str().unwrap())
+        .collect();
+    assert!(!targets.is_empty() && targets.iter().all(|target| target.ends_with("/second")), "{targets:?}");
+    assert!(connect(true).refused() && !connect(false).refused());
+    let slowest = session.slowest();
+    session.finish().unwrap();
+    assert!(slowest < 2000, "an exchange took {slowest} ms");
+    drop(daemon);
 }

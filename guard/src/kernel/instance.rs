@@ -213,12 +213,10 @@ impl Instance {
             self.replace_programs()?;
         }
         if old.cgroup_id != self.settings.cgroup_id {
-            // The new ones first: sockets in both see no gap.
-            let cgroups = cgroup_hooks().filter(|hook| hook.at != At::Function);
-            let former: Vec<String> = cgroups.map(|hook| hook.pin_name(0)).collect();
-            let held: Vec<OwnedFd> = former.iter().filter_map(|name| self.links.remove(name)).collect();
-            self.attach_cgroup()?;
-            drop(held);
+            // Not by what `holds` says: the old ones are attached, elsewhere. Each new one first: sockets in both see no gap.
+            for hook in cgroup_hooks().filter(|hook| hook.at != At::Function) {
+                self.attach(hook, 0, true)?;
+            }
         }
         settings::write(self.map(META)?, 0, &self.settings, &self.pins.map(META))?;
         if !self.settings.shield {
