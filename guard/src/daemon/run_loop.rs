@@ -355,13 +355,18 @@ impl<'a> Daemon<'a> {
     }
 
     fn tick(&mut self) {
-        match change::settle(self.engine, self.state) {
-            Ok(false) => {}
-            Ok(true) => {
-                (self.say)("the change was not confirmed in time: undone");
-                self.look_again();
+        // The kernel's tables and the state directory change together; who holds the lock settles it, or the next tick.
+        if let Some(lock) = self.lock_now() {
+            let settled = change::settle(self.engine, self.state);
+            drop(lock);
+            match settled {
+                Ok(false) => {}
+                Ok(true) => {
+                    (self.say)("the change was not confirmed in time: undone");
+                    self.look_again();
+                }
+                Err(error) => self.notice(format!("a rollback could not be completed: {error:#}")),
             }
-            Err(error) => self.notice(format!("a rollback could not be completed: {error:#}")),
         }
         match Clock::read() {
             Ok(clock) if change::stepped(self.recorder.clock, clock) => {
