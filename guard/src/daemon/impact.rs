@@ -113,8 +113,8 @@ pub struct Candidate<'a> {
 }
 
 /// Looking for the nearest rule goes through all rules: so many looks at a rule are taken in all, this terminal's flows
-/// first (about a second).
-const EXPLAINED: usize = 20_000_000;
+/// first. Thousands of flows and rules must not keep a change waiting.
+const EXPLAINED: usize = 500_000;
 
 /// Decides every held flow, and the session's carriers even where no list has them (on an interface that is not guarded
 /// they cannot be cut).
