@@ -193,14 +193,14 @@ pub const OF_PACKETS: &[Mutant] = &[
     mutant(
         "direction: of what a socket accepted",
         JUDGE_TCP,
-        "TcpSocket::Accepted => Direction::Inbound,",
-        "TcpSocket::Accepted => Direction::Outbound,",
+        "TcpSocket::Accepted => (Direction::Inbound, true),",
+        "TcpSocket::Accepted => (Direction::Outbound, true),",
     ),
     mutant(
         "direction: of what a socket connected",
         JUDGE_TCP,
-        "TcpSocket::Connected => Direction::Outbound,",
-        "TcpSocket::Connected => context.direction,",
+        "TcpSocket::Connected => (Direction::Outbound, true),",
+        "TcpSocket::Connected => (context.direction, true),",
     ),
     mutant(
         "TCP: a reset of nothing begins a flow",
