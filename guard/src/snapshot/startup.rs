@@ -2,6 +2,8 @@
 //! could have changed.
 
 use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
     fs,
     io::Read as _,
     os::unix::{
@@ -40,14 +42,27 @@ const PLACES: &[&str] = &[
     "/etc/ld.so.preload",
     "/etc/modules-load.d",
     "/etc/udev/rules.d",
-    "/root/.config/systemd/user",
+];
+/// In each user's home.
+const IN_HOMES: &[&str] = &[
+    ".config/systemd/user",
+    ".config/autostart",
+    ".profile",
+    ".bash_profile",
+    ".bash_login",
+    ".bashrc",
+    ".zshenv",
+    ".zshrc",
+    ".ssh/rc",
 ];
 const MOST_FILES: usize = 10_000;
 /// Larger ones are listed without their hash.
 const MOST_BYTES: u64 = 256 * 1024;
 
 pub fn section(_: &Context, lines: &Lines) -> Result<(), String> {
-    let mut places: Vec<PathBuf> = PLACES.iter().rev().map(PathBuf::from).collect();
+    // The last first. Homes may lie on a server that does not answer: after all else.
+    let mut places = in_homes(&fs::read("/etc/passwd").unwrap_or_default());
+    places.extend(PLACES.iter().rev().map(PathBuf::from));
     let mut count = 0;
     while let Some(place) = places.pop() {
         let Ok(about) = fs::symlink_metadata(&place) else { continue };
@@ -96,6 +111,17 @@ pub fn section(_: &Context, lines: &Lines) -> Result<(), String> {
     Ok(())
 }
 
+/// By the lines of /etc/passwd (passwd(5)); what is damaged names no home.
+fn in_homes(passwd: &[u8]) -> Vec<PathBuf> {
+    let homes: BTreeSet<&OsStr> = passwd
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b':').nth(5))
+        .filter(|home| home.starts_with(b"/"))
+        .map(OsStr::from_bytes)
+        .collect();
+    homes.iter().flat_map(|home| IN_HOMES.iter().map(|file| Path::new(home).join(file))).collect()
+}
+
 /// Without a mark on the file that it was read, where that is allowed.
 fn hash(path: &Path) -> Option<String> {
     let open = |flags: i32| {
@@ -106,4 +132,17 @@ fn hash(path: &Path) -> Option<String> {
     let mut bytes = Vec::new();
     file.take(MOST_BYTES + 1).read_to_end(&mut bytes).ok()?;
     Some(hex(&Sha256::digest(&bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_home_is_looked_into_once() {
+        let passwd = b"root:x:0:0:root:/root:/bin/sh\ngit:x:998:998::/srv/git:/bin/sh\nb:x:1:1::/srv/git:/bin/sh\nbroken\nc:x:1:1::none:";
+        let places = in_homes(passwd);
+        assert_eq!(places.len(), 2 * IN_HOMES.len());
+        assert!(places.contains(&PathBuf::from("/srv/git/.config/systemd/user")), "{places:?}");
+    }
 }
