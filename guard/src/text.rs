@@ -25,6 +25,12 @@ pub fn escape_line(text: &str) -> String {
     escape(text).replace('\n', "\\n").replace('\t', "\\t")
 }
 
+/// The same for what is only read: each such character becomes U+FFFD, newline and tab too.
+#[must_use]
+pub fn harmless(text: &str) -> String {
+    text.chars().map(|c| if steers(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 fn steers(c: char) -> bool {
     c.is_control()
         // No characters at all (Unicode 23.7); YAML and XML take the first plane's for damage.
@@ -40,6 +46,7 @@ mod tests {
     fn nothing_from_outside_steers_the_terminal() {
         assert_eq!(escape("a\x1b[2Jb\u{202e}c\r"), "a\\u{1b}[2Jb\\u{202e}c\\u{d}");
         assert_eq!(escape_line("two\nlines"), "two\\nlines");
+        assert_eq!(harmless("a\x1b[2Jb\u{202e}c\n"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}");
         assert_eq!(escape("naïve → fine\n"), "naïve → fine\n");
     }
 }

@@ -12,7 +12,7 @@ use crate::{
         attached,
         change::{self, Change, Changed},
         control, kept,
-        report::{duration, harmless},
+        report::duration,
         state_dir::{Kept, Manifest, StateDir},
         way_back::Within,
     },
@@ -24,6 +24,7 @@ use crate::{
         model::Policy,
     },
     record::clock::unix_now,
+    text::harmless,
 };
 
 /// How long an allowed exception lasts unless said, in seconds.

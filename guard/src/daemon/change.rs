@@ -14,7 +14,6 @@ use super::{
     engine::{Engine, ReadBack},
     impact::{Candidate, Impact, assess},
     kept::last_exception,
-    report::harmless,
     state_dir::{Kept, Manifest, StateDir},
     way_back::{Within, spare_session},
 };
@@ -31,6 +30,7 @@ use crate::{
         clock::{Clock, boot_now, unix_now},
         flow::Key,
     },
+    text::harmless,
 };
 
 /// What is to be put in force, and how.

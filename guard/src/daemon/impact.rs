@@ -5,7 +5,6 @@ use std::net::{IpAddr, SocketAddr};
 use guard_common::{Direction, Reason, Verdict, decide::Outcome};
 use serde::Serialize;
 
-use super::report::harmless;
 use crate::{
     host::{
         held::{self, HeldFlow},
@@ -18,6 +17,7 @@ use crate::{
         nearest::explain,
     },
     record::flow::protocol_name,
+    text::harmless,
 };
 
 /// All flows that would be cut, and how many would stay.

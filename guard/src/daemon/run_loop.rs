@@ -3,9 +3,11 @@
 //!
 //! It decides nothing that packets wait for. When it stops, is killed or starves, the kernel goes on.
 
+mod recording;
+mod upkeep;
+
 use std::{io, sync::Arc, time::Duration};
 
-use guard_common::Direction;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
@@ -13,26 +15,22 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
+use self::recording::EVENTS;
 use super::{
-    change::{self, Change},
     control::{ADDRESSES, Answer, DaemonStatus, Request, server},
     engine::Engine,
-    kept, service_manager,
-    state_dir::{Kept, Lock, StateDir},
-    way_back::Within,
+    state_dir::StateDir,
 };
 use crate::{
-    host::{picture::Picture, watch::NetworkWatch},
-    journal::{self, Entry, Event},
-    lockdown::{afterwards, mark},
+    host::watch::NetworkWatch,
     policy::model::Policy,
     record::{
-        clock::{Clock, boot_now, for_people, unix_now},
+        clock::{boot_now, unix_now},
         flagged::Flagged,
-        recorder::{Recorder, counts_as_flow},
+        recorder::Recorder,
         sweep::{Findings, Now, Sum},
     },
-    store::{Losses, Recording},
+    store::Recording,
 };
 
 /// Records wait no longer than this in memory.
@@ -47,10 +45,6 @@ const TICK: Duration = Duration::from_millis(250);
 const WATCH: Duration = Duration::from_secs(1);
 /// Changes of the network are gathered for this long: they come in bursts.
 const SETTLE: Duration = Duration::from_millis(20);
-/// Events taken in one go, so that nothing else starves.
-const EVENTS: usize = 1024;
-/// The same, of programs that run and of name servers' answers: more than their rings hold.
-const BESIDE: usize = 8192;
 /// Between two looks at those, so that their rings do not fill while no flow begins.
 const BESIDE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -249,242 +243,6 @@ impl<'a> Daemon<'a> {
         Ok(ended)
     }
 
-    fn take_events(&mut self) -> usize {
-        let mut events = Vec::new();
-        let taken = self.engine.drain_events(EVENTS, &mut |event| events.push(*event));
-        // After the events: whatever ran, and was asked for, before a flow began is known by then.
-        self.take_beside();
-        for event in &events {
-            self.recorder.event(event);
-        }
-        taken
-    }
-
-    /// Which programs run, and what name servers answered.
-    fn take_beside(&mut self) {
-        let recorder = &mut self.recorder;
-        self.engine.drain_processes(BESIDE, &mut |event| recorder.attributor.told(event));
-        self.engine.drain_answers(BESIDE, &mut |event| recorder.asked_as.told(event));
-    }
-
-    /// One look at the flow tables. What it finds is told by [`Daemon::tell`].
-    fn sweep(&mut self) {
-        let began = Instant::now();
-        // Doorbells that wait are of flows that the tables are about to show.
-        self.take_events();
-        let looked = self.engine.now().and_then(|now| Ok((now, self.engine.flows()?)));
-        let (now, held) = match looked {
-            Ok(looked) => looked,
-            Err(error) => return self.notice(format!("the flow tables could not be read: {error:#}")),
-        };
-        // And those of flows that began since, while the tables were read: they have the first bytes.
-        self.take_events();
-        let mut findings = self.recorder.tracker.look(held, &now);
-        // From the end on, in the order in which they were found.
-        findings.found.reverse();
-        findings.grown.reverse();
-        self.untold = Some(Untold { findings, now, spent: began.elapsed() });
-    }
-
-    /// Some of what the last look found. How long all of it took, once it is told.
-    fn tell(&mut self) -> Option<Duration> {
-        let began = Instant::now();
-        let Untold { mut findings, now, spent } = self.untold.take()?;
-        for found in findings.found.split_off(findings.found.len().saturating_sub(EVENTS)).iter().rev() {
-            let owner = match found.flow.socket_cookie {
-                0 => None,
-                cookie => self.engine.owner(cookie),
-            };
-            self.recorder.found(found, &now, owner.as_ref());
-        }
-        for grown in findings.grown.split_off(findings.grown.len().saturating_sub(EVENTS)).iter().rev() {
-            self.recorder.grown(grown, &now);
-        }
-        if !findings.found.is_empty() || !findings.grown.is_empty() {
-            self.untold = Some(Untold { findings, now, spent: spent + began.elapsed() });
-            return None;
-        }
-        if !findings.expired.is_empty()
-            && let Err(error) = self.engine.delete(&findings.expired)
-        {
-            self.notice(format!("flows that are over could not be forgotten: {error:#}"));
-        }
-        self.tend_store();
-        Some(spent + began.elapsed())
-    }
-
-    fn tell_all(&mut self) {
-        while self.untold.is_some() {
-            self.tell();
-        }
-    }
-
-    /// `false`: a command changes what is attached just now, so look again.
-    fn refresh(&mut self) -> bool {
-        let Some(_lock) = self.lock_now() else { return false };
-        // What a release took down is not put back.
-        if self.state.in_force()
-            && let Err(error) = self.engine.refresh()
-        {
-            self.notice(format!("interfaces could not be looked at: {error:#}"));
-        }
-        true
-    }
-
-    /// `None` while a command changes what is attached.
-    fn lock_now(&mut self) -> Option<Lock> {
-        self.state.lock_now().unwrap_or_else(|error| {
-            self.notice(format!("what is attached could not be looked at: {error}"));
-            None
-        })
-    }
-
-    /// Somebody may have detached, unpinned or stood in front of what is ours.
-    fn watch_hooks(&mut self) {
-        let Some(_lock) = self.lock_now() else { return };
-        if !self.state.in_force() {
-            return;
-        }
-        match self.engine.repair() {
-            Ok(repairs) => repairs.into_iter().for_each(|repair| {
-                let time = for_people(unix_now());
-                self.notice(format!("{repair} (seen {time})"));
-            }),
-            Err(error) => self.notice(format!("the hooks could not be looked at or put back: {error:#}")),
-        }
-    }
-
-    fn tick(&mut self) {
-        // The kernel's tables and the state directory change together; who holds the lock settles it, or the next tick.
-        if let Some(lock) = self.lock_now() {
-            let settled = change::settle(self.engine, self.state);
-            drop(lock);
-            match settled {
-                Ok(false) => {}
-                Ok(true) => {
-                    (self.say)("the change was not confirmed in time: undone");
-                    self.look_again();
-                }
-                Err(error) => self.notice(format!("a rollback could not be completed: {error:#}")),
-            }
-        }
-        match Clock::read() {
-            Ok(clock) if change::stepped(self.recorder.clock, clock) => {
-                let seconds = clock.stepped_since(self.recorder.clock) as f64 / 1e9;
-                self.recorder.clock = clock;
-                (self.say)(&format!("the clock was stepped by {seconds:+.1} s: expiry is computed anew"));
-                self.republish();
-            }
-            Ok(_) => {}
-            Err(error) => self.notice(format!("the clock could not be read: {error}")),
-        }
-    }
-
-    /// The same policy again, with its expiries turned into boot time by the clock as it is now.
-    fn republish(&mut self) {
-        let result = self.state.lock().map_err(anyhow::Error::from).and_then(|_lock| {
-            let kept = kept::load(self.state, Kept::Active)?;
-            let Some((manifest, policy)) = kept else { return Ok(None) };
-            if self.engine.read_back()?.state.word.is_pending() {
-                anyhow::bail!("a change is unconfirmed");
-            }
-            let generation = self.engine.next_generation()?;
-            let compiled = crate::policy::compile::compile(&policy, change::clocks(), generation)?;
-            self.engine.publish(&compiled, None)?;
-            self.state.set_generation(&manifest, generation)?;
-            Ok(Some((generation, policy)))
-        });
-        match result {
-            Ok(Some((generation, policy))) => self.know(generation, &policy),
-            Ok(None) => {}
-            Err(error) => self.notice(format!("after a step of the clock, expiry holds at the old times: {error:#}")),
-        }
-    }
-
-    /// SIGHUP: the file that runs now, read again. On any error the old policy stays.
-    fn hang_up(&mut self) {
-        service_manager::reloading();
-        if let Some(text) = self.hang_up_in_lockdown() {
-            (self.say)(&text);
-            return service_manager::ready(&text);
-        }
-        let result = self.state.lock().map_err(anyhow::Error::from).and_then(|_lock| {
-            let manifest = self.state.manifest(Kept::Active)?;
-            let Some(manifest) = manifest else { anyhow::bail!("no policy is in force") };
-            let policy = change::audited(kept::read(&manifest.source)?, manifest.audit);
-            let picture = Picture::read()?;
-            let change = Change {
-                policy: &policy,
-                source: &manifest.source,
-                audit: manifest.audit,
-                exceptions: kept::exceptions(self.state)?,
-                again: false,
-                dry_run: false,
-                cut_me: false,
-                within: Within::Never,
-                on_terminal: false,
-                lockdown: None,
-                restores: false,
-            };
-            let changed = change::change(self.engine, self.state, &picture, &change)?;
-            Ok((changed, change.composed()))
-        });
-        match result {
-            Ok((changed, policy)) => {
-                self.know(changed.generation, &policy);
-                let entry = Entry::new(Event::Reload, "SIGHUP: the policy's file was read again").changed(&changed);
-                journal::record(self.state.path(), &entry);
-                let text = format!(
-                    "reloaded: policy {}, generation {}, {} flows cut",
-                    changed.policy,
-                    changed.generation,
-                    changed.impact.would_cut.len()
-                );
-                (self.say)(&text);
-                service_manager::ready(&text);
-            }
-            Err(error) => {
-                let text = format!("not reloaded, the old policy stays: {error:#}");
-                (self.say)(&text);
-                service_manager::ready(&text);
-            }
-        }
-    }
-
-    /// The file that holds afterwards, read again; the lockdown stays as it is. `None`: none holds.
-    fn hang_up_in_lockdown(&self) -> Option<String> {
-        let result = self.state.lock().map_err(anyhow::Error::from).and_then(|_lock| {
-            if mark::holding(self.state)?.is_none() {
-                return Ok(None);
-            }
-            let Some(manifest) = self.state.manifest(Kept::Afterwards)? else {
-                return Ok(Some(
-                    "a lockdown holds, and nothing was in force before it: nothing is reloaded".to_owned(),
-                ));
-            };
-            let policy = change::audited(kept::read(&manifest.source)?, manifest.audit);
-            afterwards::keep(self.state, &policy, &manifest.source, manifest.audit)?;
-            Ok(Some(format!("a lockdown holds: policy {} is kept for afterwards, the lockdown goes on", policy.name)))
-        });
-        match result {
-            Ok(text) => text,
-            Err(error) => Some(format!("not reloaded, a lockdown holds: {error:#}")),
-        }
-    }
-
-    /// Whatever is in force now: another process may have changed it.
-    fn look_again(&mut self) {
-        let known = kept::load(self.state, Kept::Active).and_then(|kept| {
-            let Some((manifest, policy)) = kept else { return Ok(()) };
-            self.know(manifest.generation, &policy);
-            let compiled = crate::policy::compile::compile(&policy, change::clocks(), manifest.generation)?;
-            self.engine.know(&compiled)
-        });
-        if let Err(error) = known {
-            self.notice(format!("the policy in force could not be read: {error:#}"));
-        }
-    }
-
     fn answer(&mut self, request: &Request) -> Answer {
         match request {
             Request::Status => Answer::Status(Box::new(self.status())),
@@ -520,80 +278,6 @@ impl<'a> Daemon<'a> {
         }
     }
 
-    /// What a report of the store says was lost; and what is amiss with the store is said at once.
-    fn tend_store(&mut self) {
-        /// Reading the counters back costs more than a sweep of few flows.
-        const EVERY: u32 = 5;
-        let Some(store) = self.store.clone() else { return };
-        if self.sweeps.is_multiple_of(EVERY) {
-            let lost = self.detail_lost();
-            store.losses(Losses {
-                packets: lost.packets.iter().sum(),
-                records: self.recorder.sink.counts().lost,
-                ..Losses::default()
-            });
-        }
-        self.sweeps = self.sweeps.wrapping_add(1);
-        let status = store.status();
-        for path in status.set_aside {
-            let text = format!("the record store was damaged: set aside as {}, a new one is begun", path.display());
-            if self.said.insert(text.clone()) {
-                (self.say)(&text);
-            }
-        }
-        // Told once for as long as it lasts.
-        match status.error {
-            Some(error) if self.said.insert("store".to_owned()) => {
-                (self.say)(&format!("the record store cannot be written now, enforcement goes on: {error}"));
-            }
-            None if self.said.remove("store") => (self.say)("the record store is written again"),
-            _ => {}
-        }
-    }
-
-    fn set_baseline(&mut self) {
-        self.sweep();
-        self.baseline = Baseline { totals: self.totals(), flows: self.recorder.tracker.sum() };
-    }
-
-    /// By the programs' counters, of packets that belong to flows.
-    fn totals(&self) -> Sum {
-        let mut sum = Sum::default();
-        let Ok(read) = self.engine.read_back() else { return sum };
-        for (reason, direction, _, counter) in &read.counters {
-            if counts_as_flow(*reason) {
-                let side = usize::from(*direction == Direction::Outbound);
-                sum.packets[side] += counter.packets;
-                sum.bytes[side] += counter.bytes;
-            }
-        }
-        sum
-    }
-
-    /// What the totals have and no flow's record will: eviction took it.
-    fn detail_lost(&self) -> Sum {
-        let (totals, flows) = (self.totals(), self.recorder.tracker.sum());
-        let mut lost = Sum::default();
-        for side in 0..2 {
-            let missing = |now: u64, then: u64, told: u64, told_then: u64| {
-                now.saturating_sub(then).saturating_sub(told.saturating_sub(told_then))
-            };
-            lost.packets[side] = missing(
-                totals.packets[side],
-                self.baseline.totals.packets[side],
-                flows.packets[side],
-                self.baseline.flows.packets[side],
-            );
-            lost.bytes[side] = missing(
-                totals.bytes[side],
-                self.baseline.totals.bytes[side],
-                flows.bytes[side],
-                self.baseline.flows.bytes[side],
-            );
-        }
-        lost
-    }
-
     /// Said once, and shown by `status`.
     fn notice(&mut self, text: String) {
         const MOST: usize = 16;
@@ -627,6 +311,7 @@ mod tests {
     use crate::{
         daemon::{control, fake::FakeEngine},
         record::{
+            clock::Clock,
             flow::{Key, TCP},
             sink::{Limits, Sink},
             sweep::Tracker,

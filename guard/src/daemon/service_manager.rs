@@ -28,5 +28,5 @@ fn tell(states: &[NotifyState<'_>]) {
 
 /// A line break would begin another assignment.
 fn in_one_line(text: &str) -> String {
-    super::report::harmless(text.lines().next().unwrap_or_default())
+    crate::text::harmless(text.lines().next().unwrap_or_default())
 }

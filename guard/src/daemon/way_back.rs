@@ -2,7 +2,8 @@
 
 use std::{fmt::Write, time::Duration};
 
-use super::{impact::Impact, report::harmless};
+use super::impact::Impact;
+use crate::text::harmless;
 
 /// How long a change from a remote terminal waits for `guard confirm`.
 pub const DEFAULT_WITHIN: Duration = Duration::from_secs(120);

@@ -8,11 +8,12 @@ use super::{Instance, sys};
 use crate::{
     daemon::{
         engine::{Engine, ReadBack},
-        report::{Hook, InterfaceLine, harmless},
+        report::{Hook, InterfaceLine},
     },
     host::packet_sockets,
     policy::compile::Compiled,
     record::{flow::Key, sweep::Now},
+    text::harmless,
 };
 
 impl Engine for Instance {

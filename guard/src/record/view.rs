@@ -98,8 +98,8 @@ impl FlowLine {
             state,
             bytes(self.bytes_in),
             bytes(self.bytes_out),
-            crate::daemon::report::harmless(why),
-            crate::daemon::report::harmless(&names),
+            crate::text::harmless(why),
+            crate::text::harmless(&names),
         )
     }
 }
@@ -107,7 +107,7 @@ impl FlowLine {
 /// A record as one line for people; a line that is no record is shown as it is.
 #[must_use]
 pub fn render_record(line: &str) -> String {
-    let Ok(record) = serde_json::from_str::<Value>(line) else { return crate::daemon::report::harmless(line) };
+    let Ok(record) = serde_json::from_str::<Value>(line) else { return crate::text::harmless(line) };
     if let Some(missed) = record.get("missed") {
         return format!("({missed} records came too fast to be shown; flows.jsonl has them)");
     }
@@ -152,7 +152,7 @@ pub fn render_record(line: &str) -> String {
         shown.push_str(if at == 0 { "  asked as " } else { ", " });
         shown.push_str(&text(name));
     }
-    crate::daemon::report::harmless(&shown)
+    crate::text::harmless(&shown)
 }
 
 /// `18.2 MB`: decimal units.

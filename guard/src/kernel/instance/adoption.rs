@@ -1,0 +1,109 @@
+//! An instance that is there already goes on under another process, with what that one was asked for.
+
+use std::{fs, os::fd::AsFd};
+
+use super::{Instance, cgroup_hooks, is_link_of, open_maps, pin_programs};
+use crate::kernel::{
+    KernelError,
+    attach::{self, At, HOOKS},
+    interfaces::Selector,
+    load, sealing,
+    settings::{self, META, Options, Settings},
+    sys,
+};
+
+impl Instance {
+    /// The daemon's part of adoption: what was asked for now, and this guard's programs in the place of an older one's.
+    pub(super) fn take_over(&mut self, options: &Options) -> Result<(), KernelError> {
+        self.selector = Selector::new(&options.selection)?;
+        let old = self.settings.clone();
+        self.settings.selection = options.selection.clone();
+        self.settings.shield = options.shield;
+        if let Some(cgroup) = &options.cgroup {
+            use std::os::unix::fs::MetadataExt;
+            self.settings.cgroup_id = fs::metadata(cgroup).map_err(KernelError::path("no such cgroup:", cgroup))?.ino();
+            self.settings.cgroup = cgroup.clone();
+        }
+        let other_object = old.object_sha256 != crate::object::OBJECT_SHA256;
+        if other_object || old.shield != options.shield {
+            self.replace_programs()?;
+        }
+        if old.cgroup_id != self.settings.cgroup_id {
+            // Not by what `holds` says: the old ones are attached, elsewhere. Each new one first: sockets in both see no gap.
+            for hook in cgroup_hooks().filter(|hook| hook.at != At::Function) {
+                self.attach(hook, 0, true)?;
+            }
+        }
+        settings::write(self.map(META)?, 0, &self.settings, &self.pins.map(META))?;
+        if !self.settings.shield {
+            self.drop_links(|hook| hook.at == At::Xdp)?;
+        }
+        self.look_at_interfaces()?;
+        self.attach_cgroup()
+    }
+
+    /// Loads this guard's programs and puts them into the links that are there: each atomically, no packet unjudged.
+    fn replace_programs(&mut self) -> Result<(), KernelError> {
+        let old = &self.settings.programs;
+        let wanted = |name: &str| self.settings.needs(name) || (old.contains_key(name) && name.ends_with("_l3"));
+        let programs = load::load(&self.pins, &self.settings, &wanted)?;
+        let tags = pin_programs(&self.pins, &programs)?;
+        // Of an older guard, which made not all of them.
+        self.maps = open_maps(&self.pins)?;
+        if programs.contains_key("seal_option") {
+            sealing::hold(self.map(sealing::CGROUP)?, &self.settings)?;
+        }
+        for hook in HOOKS.iter().filter(|hook| hook.at == At::Function) {
+            // Such a link cannot be updated: the new one stands beside the old, which then goes.
+            if let Some(program) = programs.get(hook.program) {
+                let link = attach::attach_link(&self.pins, hook, program.as_fd(), &self.settings, 0)?;
+                self.links.insert(hook.pin_name(0), link);
+            }
+        }
+        for (name, link) in &self.links {
+            let failed = || KernelError::call(format!("cannot replace the program of {name}"));
+            let Some(hook) = HOOKS.iter().find(|hook| is_link_of(name, hook)) else { continue };
+            if hook.at == At::Function {
+                continue;
+            }
+            // What runs there now says which of two it is.
+            let id = sys::info_of_link(link.as_fd()).map_err(failed())?.program_id;
+            let tag = sys::program_by_id(id)
+                .and_then(|program| sys::info_of_program(program.as_fd()))
+                .map_err(failed())?
+                .tag_text();
+            let l3 = hook.without_ethernet.is_some_and(|l3| old.get(l3) == Some(&tag));
+            let Some(program) = programs.get(hook.program_for(!l3)) else { continue };
+            sys::link_update(link.as_fd(), program.as_fd()).map_err(failed())?;
+        }
+        self.programs = programs;
+        self.settings.programs = tags;
+        crate::object::OBJECT_SHA256.clone_into(&mut self.settings.object_sha256);
+        env!("CARGO_PKG_VERSION").clone_into(&mut self.settings.version);
+        if !self.settings.offers.tcx {
+            for device in self.guarded_here()? {
+                self.attach_filters(&device)?;
+            }
+        }
+        settings::write(self.map(META)?, 0, &self.settings, &self.pins.map(META))
+    }
+
+    /// Another process may have taken this instance over with other settings (a lockdown does): what it set holds here, too.
+    pub fn catch_up(&mut self) -> Result<(), KernelError> {
+        let settings: Option<Settings> = settings::read(self.map(META)?, 0, &self.pins.map(META))?;
+        let Some(settings) = settings.filter(|settings| *settings != self.settings) else { return Ok(()) };
+        self.selector = Selector::new(&settings.selection)?;
+        for (name, tag) in &settings.programs {
+            if self.settings.programs.get(name) == Some(tag) && self.programs.contains_key(name) {
+                continue;
+            }
+            let path = self.pins.program(name);
+            if let Some(program) = sys::pinned(&path).map_err(KernelError::path("cannot open", &path))? {
+                self.programs.insert(name.clone(), program);
+            }
+        }
+        self.settings = settings;
+        self.links = self.pins.links()?.into_iter().collect();
+        Ok(())
+    }
+}
