@@ -72,16 +72,8 @@ fn append_bounded(directory: &Path, entries: &[Entry], most: u64) -> Result<(), 
         if length > 0 && length + text.len() as u64 > most {
             fs::rename(&path, directory.join(OLDER))?;
             file = open(&path)?;
-        } else if !ends_whole(&mut file, length)? {
-            // A writer was killed in the middle of a line: what it began stays a line of its own.
-            file.write_all(b"\n")?;
         }
-        if let Err(error) = file.write_all(&text) {
-            // A full disk: half a line would spoil the next one.
-            let _ = file.set_len(length);
-            return Err(error);
-        }
-        file.sync_all()?;
+        append_whole(&mut file, &text)?;
         File::open(directory)?.sync_all()
     };
     write().map_err(|source| failed("cannot write", &path, source))
@@ -136,14 +128,23 @@ fn lock(path: &Path) -> Result<Flock<File>, JournalError> {
     }
 }
 
-fn ends_whole(file: &mut File, length: u64) -> io::Result<bool> {
-    if length == 0 {
-        return Ok(true);
+/// Appends whole lines, on disk before it returns, to a file that is open for reading and appending. On an error, such as
+/// a full disk, the file is as long as it was.
+pub(crate) fn append_whole(file: &mut File, text: &[u8]) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    let mut last = [b'\n'];
+    if length > 0 {
+        file.seek(SeekFrom::Start(length - 1))?;
+        file.read_exact(&mut last)?;
     }
-    let mut last = [0];
-    file.seek(SeekFrom::Start(length - 1))?;
-    file.read_exact(&mut last)?;
-    Ok(last[0] == b'\n')
+    // A writer was killed in the middle of a line: what it began stays a line of its own.
+    let torn = if last == [b'\n'] { &b""[..] } else { b"\n" };
+    let written = file.write_all(torn).and_then(|()| file.write_all(text));
+    if written.is_err() {
+        // Half a line would spoil the next one.
+        let _ = file.set_len(length);
+    }
+    written.and_then(|()| file.sync_all())
 }
 
 fn failed(what: &'static str, path: &Path, source: io::Error) -> JournalError {

@@ -4,8 +4,8 @@
 
 use std::{
     collections::HashMap,
-    fs::{File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom, Write},
+    fs::OpenOptions,
+    io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -14,7 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::group::Id;
-use crate::{host::person::Person, record::who::Unusual};
+use crate::{host::person::Person, journal::append_whole, record::who::Unusual};
 
 /// Its name in the state directory.
 pub const FILE: &str = "acks.jsonl";
@@ -96,15 +96,11 @@ impl Acks {
                 .open(&path)?;
             let mut file = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| io::Error::from(errno))?;
             let mut text = Vec::new();
-            if !ends_whole(&mut file)? {
-                text.push(b'\n');
-            }
             for ack in acks {
                 serde_json::to_writer(&mut text, ack).map_err(io::Error::from)?;
                 text.push(b'\n');
             }
-            file.write_all(&text)?;
-            file.sync_all()
+            append_whole(&mut file, &text)
         };
         write().map_err(|source| AckError::Io { what: "cannot write", path: path.clone(), source })
     }
@@ -140,17 +136,6 @@ impl Ack {
         self.note = note.map(|note| note.chars().take(NOTE_BYTES / 4).collect());
         self
     }
-}
-
-fn ends_whole(file: &mut File) -> io::Result<bool> {
-    let length = file.metadata()?.len();
-    if length == 0 {
-        return Ok(true);
-    }
-    let mut last = [0];
-    file.seek(SeekFrom::Start(length - 1))?;
-    file.read_exact(&mut last)?;
-    Ok(last[0] == b'\n')
 }
 
 #[cfg(test)]
