@@ -109,10 +109,13 @@ impl Engine for Instance {
     }
 
     fn refresh(&mut self) -> anyhow::Result<()> {
+        self.catch_up()?;
         Ok(self.look_at_interfaces()?)
     }
 
     fn repair(&mut self) -> anyhow::Result<Vec<String>> {
+        // Another process may have moved it to another cgroup just now.
+        self.catch_up()?;
         Ok(Self::repair(self)?)
     }
 

@@ -134,7 +134,7 @@ impl Instance {
     }
 
     /// Where the kernel cannot say whose a packet is: the sockets that were made before the programs looked.
-    fn learn_sockets(&self) -> Result<(), KernelError> {
+    pub(super) fn learn_sockets(&self) -> Result<(), KernelError> {
         if self.settings.offers.netns_cookie_skb {
             return Ok(());
         }

@@ -5,7 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{HookStatus, Instance, KernelError, attach::HOOKS, interfaces, pins::pin_over, sys};
+use super::{
+    HookStatus, Instance, KernelError,
+    attach::{At, HOOKS},
+    interfaces,
+    pins::pin_over,
+    sealing, sys,
+};
 
 /// At most so often is guard put in front of another program again: two who both insist must not keep a CPU busy.
 const CONTEST: Duration = Duration::from_secs(1);
@@ -59,6 +65,13 @@ impl Instance {
                 return Ok(false);
             }
             self.attach(hook, status.interface, ethernet)?;
+            // A group that was made anew under the same name is another one to the seal.
+            if matches!(hook.at, At::Cgroup(_)) && self.programs.contains_key("seal_option") {
+                sealing::hold(self.map(sealing::CGROUP)?, &self.settings)?;
+            }
+            if hook.program == "sockets_create" {
+                self.learn_sockets()?;
+            }
             return Ok(true);
         }
         if !status.first {

@@ -37,6 +37,18 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// The cgroup that is asked for, and its id (the inode of its directory).
+    pub(super) fn cgroup(&self) -> Result<(PathBuf, u64), KernelError> {
+        let cgroup = match &self.cgroup {
+            Some(path) => path.clone(),
+            None => cgroup_root().ok_or(KernelError::NoCgroup)?,
+        };
+        let id = fs::metadata(&cgroup).map_err(KernelError::path("no such cgroup:", &cgroup))?.ino();
+        Ok((cgroup, id))
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     pub abi: u32,
@@ -72,11 +84,7 @@ impl Settings {
     pub fn new(options: &Options) -> Result<Self, KernelError> {
         let mut offers = Offers::probe();
         offers.tcx &= !options.clsact;
-        let cgroup = match &options.cgroup {
-            Some(path) => path.clone(),
-            None => cgroup_root().ok_or(KernelError::NoCgroup)?,
-        };
-        let cgroup_id = fs::metadata(&cgroup).map_err(KernelError::path("no such cgroup:", &cgroup))?.ino();
+        let (cgroup, cgroup_id) = options.cgroup()?;
         Ok(Self {
             abi: guard_common::abi::VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -111,7 +111,7 @@ impl Instance {
             look.beside(index)?;
         }
         for hook in HOOKS.iter().filter(wanted).filter(|hook| matches!(hook.at, At::Cgroup(_))) {
-            look.cgroup(hook)?;
+            look.cgroup(hook);
         }
         for hook in HOOKS.iter().filter(wanted).filter(|hook| hook.at == At::Function) {
             look.function(hook);
@@ -177,15 +177,29 @@ impl Look<'_> {
         Ok(())
     }
 
-    fn cgroup(&mut self, hook: &Hook) -> Result<(), KernelError> {
+    fn cgroup(&mut self, hook: &Hook) {
         let settings = self.instance.settings();
-        let cgroup = attach::open_cgroup(settings)?;
         let target = settings.cgroup.display().to_string();
-        let programs = sys::query(cgroup.as_raw_fd() as u32, hook.attach_type())
-            .map_err(KernelError::call(format!("cannot ask for the programs of {target}")))?;
-        // Each program of a cgroup runs, whatever the others say: to be first means nothing.
-        self.judge(hook, hook.name.to_owned(), target, 0, &programs, false);
-        Ok(())
+        let programs = attach::open_cgroup(settings).and_then(|cgroup| {
+            sys::query(cgroup.as_raw_fd() as u32, hook.attach_type())
+                .map_err(KernelError::call(format!("cannot ask for the programs of {target}")))
+        });
+        match programs {
+            // Each program of a cgroup runs, whatever the others say: to be first means nothing.
+            Ok(programs) => self.judge(hook, hook.name.to_owned(), target, 0, &programs, false),
+            // The cgroup may be gone. The wire is looked at, and put back, all the same.
+            Err(error) => self.hooks.push(HookStatus {
+                layer: hook.layer,
+                hook: hook.name.to_owned(),
+                target,
+                interface: 0,
+                program: hook.program,
+                attached: false,
+                ours: false,
+                first: false,
+                problem: Some(error.to_string()),
+            }),
+        }
     }
 
     /// The kernel does not tell which programs a function has, so the link is what is looked at: the pinned one, else the

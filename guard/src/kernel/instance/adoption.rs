@@ -1,15 +1,18 @@
 //! An instance that is there already goes on under another process, with what that one was asked for.
 
-use std::{fs, os::fd::AsFd};
+use std::os::fd::AsFd;
 
 use super::{Instance, cgroup_hooks, is_link_of, open_maps, pin_programs};
-use crate::kernel::{
-    KernelError,
-    attach::{self, At, HOOKS},
-    interfaces::Selector,
-    load, sealing,
-    settings::{self, META, Options, Settings},
-    sys,
+use crate::{
+    host::packet_sockets,
+    kernel::{
+        KernelError,
+        attach::{self, At, HOOKS},
+        interfaces::Selector,
+        load, sealing,
+        settings::{self, META, Options, Settings},
+        sys,
+    },
 };
 
 impl Instance {
@@ -19,27 +22,37 @@ impl Instance {
         let old = self.settings.clone();
         self.settings.selection = options.selection.clone();
         self.settings.shield = options.shield;
-        if let Some(cgroup) = &options.cgroup {
-            use std::os::unix::fs::MetadataExt;
-            self.settings.cgroup_id = fs::metadata(cgroup).map_err(KernelError::path("no such cgroup:", cgroup))?.ino();
-            self.settings.cgroup = cgroup.clone();
-        }
+        (self.settings.cgroup, self.settings.cgroup_id) = options.cgroup()?;
         let other_object = old.object_sha256 != crate::object::OBJECT_SHA256;
         if other_object || old.shield != options.shield {
             self.replace_programs()?;
         }
-        if old.cgroup_id != self.settings.cgroup_id {
-            // Not by what `holds` says: the old ones are attached, elsewhere. Each new one first: sockets in both see no gap.
-            for hook in cgroup_hooks().filter(|hook| hook.at != At::Function) {
-                self.attach(hook, 0, true)?;
-            }
-        }
+        self.move_to_cgroup()?;
         settings::write(self.map(META)?, 0, &self.settings, &self.pins.map(META))?;
         if !self.settings.shield {
             self.drop_links(|hook| hook.at == At::Xdp)?;
         }
         self.look_at_interfaces()?;
         self.attach_cgroup()
+    }
+
+    /// Links of another cgroup give way to ones of this one: also those that an earlier start left half-way. Each new one
+    /// first: sockets in both see no gap.
+    fn move_to_cgroup(&mut self) -> Result<(), KernelError> {
+        let mut moved = false;
+        for hook in cgroup_hooks().filter(|hook| hook.at != At::Function) {
+            let link = self.links.get(&hook.pin_name(0)).and_then(|link| sys::info_of_link(link.as_fd()).ok());
+            if link.is_some_and(|link| link.target != self.settings.cgroup_id) {
+                self.attach(hook, 0, true)?;
+                moved = true;
+            }
+        }
+        if moved {
+            // What was made there before the programs looked.
+            self.learn_sockets()?;
+            self.settings.unsealed = packet_sockets::inodes().into_iter().take(settings::MOST_UNSEALED).collect();
+        }
+        Ok(())
     }
 
     /// Loads this guard's programs and puts them into the links that are there: each atomically, no packet unjudged.
