@@ -8,7 +8,7 @@ use std::{
     path::Path,
     process::Command,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use guard::policy::{
@@ -228,6 +228,17 @@ fn the_loaded_ruleset_decides_as_guard_does() {
             of_it.map(|(number, sent)| packet(sent, *number)).collect()
         };
         send(&world, &of(Direction::Outbound), &of(Direction::Inbound));
+        // Whatever is to pass may take a moment; what is not to pass, another.
+        let allowed = |(_, sent): &&(u16, Sent)| explain(&policy, &compiled, &sent.query, now).verdict == Verdict::Allow;
+        let wanted: Vec<u16> = flows.iter().filter(allowed).map(|(number, _)| *number).collect();
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while !narrower && Instant::now() < deadline {
+            let passed = seen(&world);
+            if wanted.iter().all(|number| passed.contains(number)) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
         thread::sleep(Duration::from_millis(50));
         let passed = seen(&world);
         for (number, sent) in &flows {

@@ -14,7 +14,7 @@ use crate::policy::{effective::hex, nft, ready::ready};
 #[command(after_help = "Examples:\n  guard export nft policy.yaml > guard.nft && nft -c -f guard.nft\n  \
     guard export nft policy.yaml | ssh old-host nft -f -\n\n\
     For hosts whose kernel cannot run guard. What the other language cannot say is said on standard error and in\n\
-    comments; the result is then narrower than the policy, never wider. It takes the place of the table inet guard.")]
+    comments. No rule is wider than in the policy; what passes all the same is said there. It takes the place of the table inet guard.")]
 pub struct ExportArgs {
     #[arg(value_enum)]
     pub format: Format,

@@ -1,7 +1,7 @@
 //! The same policy as an nftables ruleset: for kernels that cannot run guard, and for whoever wants to read it so.
 //!
-//! Verdicts for first packets are the same where nftables can express them; what it cannot is said in [`Ruleset::notes`],
-//! and is always narrower than the policy, never wider.
+//! Verdicts for first packets are the same where nftables can express them. A rule is never wider than the policy's; what
+//! nftables cannot hold as guard does, and lets pass for that reason, is said in [`Ruleset::notes`].
 
 use std::{
     collections::HashMap,
@@ -37,6 +37,8 @@ const ALWAYS: &[&str] = &[
     "packet sockets, XDP and programs at tc are not seen; forwarded packets are judged after address translation inbound \
      and before it outbound, and traffic among containers on a bridge is judged too",
     "essential traffic is told by address, port and type only: its lengths and options are not checked",
+    "a DHCPv4 lease is renewed by broadcast alone: the server that gave it is not known here",
+    "source routes are found by `ip option`, which needs Linux 5.3 and nft 0.9.2: on older ones take these two lines out",
     "nothing is recorded; `nft list ruleset` shows each rule's counter",
 ];
 
@@ -51,6 +53,13 @@ pub fn ruleset(policy: &Policy, now: i128) -> Ruleset {
         .collect();
     if !policy.rules.iter().all(|rule| rule.expires.is_none_or(|expires| expires <= now)) {
         notes.push("rules expire to the second, by the wall clock (Linux 5.4)".to_owned());
+    }
+    if policy.lockdown {
+        notes.push(
+            "lockdown: an inbound session that began before the ruleset goes on where connection tracking knew it, though \
+             its remote be not named"
+                .to_owned(),
+        );
     }
     notes.extend(ALWAYS.iter().map(|note| (*note).to_owned()));
 
@@ -90,9 +99,6 @@ fn mode(policy: &Policy, direction: Direction) -> Mode {
 /// A chain that returns for what is allowed and ends with what is not listed. Denies stand first: they win.
 fn judge(policy: &Policy, direction: Direction, now: i128, sets: &mut Sets, notes: &mut Vec<String>) -> String {
     let mut text = format!("\tchain judge_{} {{\n", direction.as_str());
-    for line in strictly_denied(direction) {
-        let _ = writeln!(text, "\t\t{line} {}", deny(policy, direction));
-    }
     for action in [Verdict::Deny, Verdict::Allow] {
         let verdict = if action == Verdict::Deny { deny(policy, direction) } else { "counter return" };
         for rule in policy.rules.iter().filter(|rule| (rule.direction, rule.action) == (direction, action)) {
@@ -110,13 +116,13 @@ fn judge(policy: &Policy, direction: Direction, now: i128, sets: &mut Sets, note
     text
 }
 
-/// Whatever the rules say.
-fn strictly_denied(direction: Direction) -> Vec<&'static str> {
+/// Whatever the rules say, and of established flows too.
+fn strictly_denied(policy: &Policy, direction: Direction) -> Vec<String> {
     let mut lines = vec!["icmp type redirect", "icmpv6 type nd-redirect"];
     if direction == Direction::Inbound {
         lines.extend(["ip option lsrr exists", "ip option ssrr exists", "exthdr rt exists"]);
     }
-    lines
+    lines.iter().map(|line| format!("{line} {}", deny(policy, direction))).collect()
 }
 
 /// The base chains: what passes before the rules are asked, then the rules.
@@ -126,9 +132,17 @@ fn hooks(policy: &Policy) -> String {
     for (hook, direction) in [("input", Direction::Inbound), ("output", Direction::Outbound)] {
         let inbound = direction == Direction::Inbound;
         let (device, dhcp, dhcpv6) = if inbound {
-            ("iifname", "udp sport 67 udp dport 68", "ip6 saddr fe80::/10 udp sport 547 udp dport 546")
+            (
+                "iifname",
+                "meta nfproto ipv4 udp sport 67 udp dport 68",
+                "ip6 saddr fe80::/10 udp sport 547 udp dport 546",
+            )
         } else {
-            ("oifname", "udp sport 68 udp dport 67", "ip6 daddr { ff02::1:2, fe80::/10 } udp sport 546 udp dport 547")
+            (
+                "oifname",
+                "ip daddr 255.255.255.255 udp sport 68 udp dport 67",
+                "ip6 daddr { ff02::1:2, fe80::/10 } udp sport 546 udp dport 547",
+            )
         };
         let essentials = [
             (on.neighbour_discovery, "icmpv6 type { 133, 134, 135, 136 } ip6 hoplimit 255", "neighbour_discovery"),
@@ -140,6 +154,7 @@ fn hooks(policy: &Policy) -> String {
         if on.loopback {
             lines.push(format!("{device} \"lo\" accept"));
         }
+        lines.extend(strictly_denied(policy, direction));
         lines.extend(established(policy, mode(policy, direction)));
         let wanted = essentials.iter().filter(|(wanted, ..)| *wanted);
         lines.extend(wanted.map(|(_, what, name)| format!("{what} counter accept comment \"{name}\"")));
@@ -150,7 +165,8 @@ fn hooks(policy: &Policy) -> String {
     // Passed on for others: judged as it comes in and as it goes out, as guard does between two guarded interfaces.
     let both =
         if policy.inbound == Mode::Enforce || policy.outbound == Mode::Enforce { Mode::Enforce } else { Mode::Audit };
-    let mut lines = established(policy, both);
+    let mut lines = strictly_denied(policy, Direction::Inbound);
+    lines.extend(established(policy, both));
     lines.extend(["jump judge_inbound", "jump judge_outbound", "accept"].map(str::to_owned));
     text.push_str(&base_chain("forward", both, &lines));
     text
@@ -159,7 +175,7 @@ fn hooks(policy: &Policy) -> String {
 fn base_chain(hook: &str, mode: Mode, lines: &[String]) -> String {
     let policy = if mode == Mode::Enforce { "drop" } else { "accept" };
     let lines: String = lines.iter().map(|line| format!("\t\t{line}\n")).collect();
-    format!("\tchain {hook} {{\n\t\ttype filter hook {hook} priority filter; policy {policy};\n{lines}\t}}\n")
+    format!("\tchain {hook} {{\n\t\ttype filter hook {hook} priority 0; policy {policy};\n{lines}\t}}\n")
 }
 
 /// Replies pass, and errors about what passes; what connection tracking can make no sense of does not.
@@ -520,8 +536,8 @@ mod tests {
     #[test]
     fn audit_counts_and_passes() {
         let made = of("version: 1\nname: n\nmode: { inbound: audit, outbound: enforce }\ninbound: []\noutbound: []\n");
-        assert!(made.text.contains("hook input priority filter; policy accept;"));
-        assert!(made.text.contains("hook output priority filter; policy drop;"));
+        assert!(made.text.contains("hook input priority 0; policy accept;"));
+        assert!(made.text.contains("hook output priority 0; policy drop;"));
         let chain = made.text.split("chain judge_inbound").nth(1).unwrap().split('}').next().unwrap();
         assert!(!chain.contains("drop") && chain.contains("counter return comment \"not listed\""), "{chain}");
     }
