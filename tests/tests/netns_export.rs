@@ -229,7 +229,8 @@ fn the_loaded_ruleset_decides_as_guard_does() {
         };
         send(&world, &of(Direction::Outbound), &of(Direction::Inbound));
         // Whatever is to pass may take a moment; what is not to pass, another.
-        let allowed = |(_, sent): &&(u16, Sent)| explain(&policy, &compiled, &sent.query, now).verdict == Verdict::Allow;
+        let allowed =
+            |(_, sent): &&(u16, Sent)| explain(&policy, &compiled, &sent.query, now).verdict == Verdict::Allow;
         let wanted: Vec<u16> = flows.iter().filter(allowed).map(|(number, _)| *number).collect();
         let deadline = Instant::now() + Duration::from_secs(2);
         while !narrower && Instant::now() < deadline {

@@ -94,7 +94,7 @@ fn an_exception_holds_over_every_change_and_ends_in_the_kernel() {
 
     let what = "in tcp 192.0.2.20 -> 8002";
     let made =
-        json(&guard.tell("allow", &[what, "--for", "25s", "--note", "second pair", "--as", "lee", "--json"]).unwrap());
+        json(&guard.tell("allow", &[what, "--for", "40s", "--note", "second pair", "--as", "lee", "--json"]).unwrap());
     let ends = UNIX_EPOCH + Duration::from_secs(made["exception"]["expires"].as_u64().unwrap());
     assert_eq!(made["exception"]["number"], 1, "{made:#}");
     assert!(lent.passes(&world, true), "allowed at once");
@@ -116,8 +116,9 @@ fn an_exception_holds_over_every_change_and_ends_in_the_kernel() {
     assert!(lent.passes(&world, true), "after a reload");
     guard.run(&[]).unwrap();
     assert!(lent.passes(&world, true), "after a restart");
+    let before = guard.status().unwrap()["generation"].as_u64();
     guard.signal(Signal::SIGHUP).unwrap();
-    thread::sleep(Duration::from_millis(500));
+    guard.status_until(PASSES * 4, |status| status["generation"].as_u64() > before).unwrap();
     assert!(lent.passes(&world, true), "after SIGHUP");
     let listed = json(&guard.tell("allow", &["--list", "--json"]).unwrap());
     assert_eq!(listed.as_array().map(Vec::len), Some(2), "{listed:#}");
@@ -190,4 +191,33 @@ fn a_denied_remote_is_cut_at_once_and_never_the_session_that_asks() {
     let good = over_ssh("192.0.2.20 --for 1h");
     assert!(good.good(), "{}", good.text());
     assert!(!flow.passes(&world, false));
+
+    // A lockdown ends what was let through for a while, and keeps what was cut.
+    guard.tell("allow", &["in tcp 198.51.100.7 -> 8002", "--cut-me"]).unwrap();
+    let mut command = guard.command("lockdown").unwrap();
+    let more =
+        ["--yes", "--console", "--no-keep-session", "--allow-from", "192.0.2.0/24:tcp/8001", "--evidence", "none"];
+    command.args(more).args(["--confirm-within", "none", "--cgroup"]).arg(world.cgroup());
+    let locked = process::run(&mut command, PASSES * 12).unwrap();
+    assert!(locked.good(), "{}", locked.text());
+    let status = guard.status().unwrap();
+    let left: Vec<&str> =
+        status["exceptions"].as_array().unwrap().iter().filter_map(|exception| exception["action"].as_str()).collect();
+    assert_eq!((&status["enforcing"], &left[..]), (&true.into(), &["deny"][..]), "{status:#}");
+    assert!(!flow.passes(&world, false), "the deny wins over the way in");
+}
+
+#[test]
+fn a_deny_that_would_drop_nothing_is_refused() {
+    let Some(world) = new_world("netns_shift audits") else { return };
+    let guard = Guard::start(&world, &EXCEPTIONS.replace("enforce", "{inbound: enforce, outbound: audit}")).unwrap();
+    let partly = json(&guard.tell("deny", &["192.0.2.20", "--json"]).unwrap());
+    assert_eq!(partly["not_dropped"], serde_json::json!(["outbound"]), "{partly:#}");
+    let text = guard.tell("deny", &["192.0.2.21"]).unwrap().stdout;
+    assert!(text.contains("NOT DROPPED outbound: the policy only audits there"), "{text}");
+    assert!(guard.reload(&EXCEPTIONS.replace("enforce", "audit"), &[]).unwrap().good());
+    let before = guard.status().unwrap()["generation"].clone();
+    let refused = guard.ask("deny", &["192.0.2.22"]).unwrap();
+    assert!(refused.code() == Some(3) && refused.text().contains("would drop nothing"), "{}", refused.text());
+    assert_eq!(guard.status().unwrap()["generation"], before, "nothing was changed");
 }

@@ -21,7 +21,6 @@ use guard_tests::{
     witness::{Witness, packet_socket},
     world::World,
 };
-use nix::sys::signal::Signal;
 
 const UNLISTED: u16 = 4444;
 
@@ -96,6 +95,7 @@ fn its_programs_are_replaced_without_a_gap() {
             assert!(session.said() > said, "the session stands still");
         }
     });
+    assert!(guard.packets("not_listed", "outbound", true).unwrap() > 0, "the flood was there to be dropped");
     assert_eq!(witness.lost().unwrap(), 0);
     assert_eq!(witness.count(|packet| packet.destination_port == UNLISTED), 0, "packets passed unjudged");
     let slowest = session.slowest();
@@ -110,7 +110,7 @@ fn another_control_group_is_held_and_the_old_one_no_longer() {
     let unlisted = Flow::new("out tcp client 4444", false);
     let _servers = serve(&world, &[unlisted]);
     let session = Session::begin(&world, &listed).unwrap().keep_speaking();
-    let guard = Guard::start(&world, &policy("enforce")).unwrap();
+    let mut guard = Guard::start(&world, &policy("enforce")).unwrap();
     let second = world.cgroup().parent().unwrap().join("second");
     std::fs::create_dir(&second).unwrap();
     let inside_second = world.server.in_cgroup(&second).unwrap();
@@ -122,7 +122,9 @@ fn another_control_group_is_held_and_the_old_one_no_longer() {
     // The socket layer says no at once; elsewhere the wire drops, and the program waits.
     assert!(connect(false).refused() && !connect(true).refused());
 
-    guard.signal(Signal::SIGKILL).unwrap();
+    guard.kill().unwrap();
+    // What it holds goes with it, a moment later.
+    guard.status_until(PASSES * 4, |status| status["daemon"].is_null()).unwrap();
     let run_in = |cgroup: &Path| -> Process {
         let mut command = guard.command("run").unwrap();
         command.arg("--cgroup").arg(cgroup).arg(guard.policy()).stdin(Stdio::null());
@@ -130,8 +132,6 @@ fn another_control_group_is_held_and_the_old_one_no_longer() {
         process.wait_line(PASSES * 12, |line| line.contains("guard is ready")).unwrap();
         process
     };
-    // The killed one may hold its lock for a moment.
-    thread::sleep(Duration::from_millis(300));
     let daemon = run_in(&second);
     let status = guard.status().unwrap();
     assert_eq!(status["enforcing"], true, "{status:#}");

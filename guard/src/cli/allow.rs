@@ -4,6 +4,7 @@ use std::net::ToSocketAddrs;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use guard_common::Direction;
 use ipnet::IpNet;
 
 use super::{ByArgs, Exit, Global, InstanceArgs, output, time::time};
@@ -21,7 +22,7 @@ use crate::{
     policy::{
         exceptions::{Action, Exception, Host, Wanted, compose, overruled},
         flow_query::BadFlow,
-        model::Policy,
+        model::{Mode, Policy},
     },
     record::clock::unix_now,
     text::harmless,
@@ -33,6 +34,8 @@ const LASTS: i64 = 2 * 3600;
 const LONGEST: i64 = 30 * 86_400;
 /// Exceptions that hold at once.
 const MOST: usize = 64;
+/// Of a host that is named.
+const MOST_ADDRESSES: usize = 16;
 
 /// Allow one more thing for a while, over the policy in force
 #[derive(Debug, Args)]
@@ -173,9 +176,11 @@ fn addresses(host: &Host) -> anyhow::Result<Vec<IpNet>> {
     let mut nets: Vec<IpNet> = found.map(|socket| socket.ip().to_canonical().into()).collect();
     nets.sort_unstable();
     nets.dedup();
-    nets.truncate(16);
     if nets.is_empty() {
         bail!("{name} has no address");
+    }
+    if nets.len() > MOST_ADDRESSES {
+        bail!("{name} has {} addresses, more than {MOST_ADDRESSES}: name a network that holds them", nets.len());
     }
     Ok(nets)
 }
@@ -210,6 +215,27 @@ fn add(mut exception: Exception, args: &ExceptionArgs, global: &Global) -> anyho
             rule.place.spoken()
         );
     }
+    // Where the policy only audits, a deny is recorded and drops nothing: to be told "denied" would be a lie.
+    let denies: Vec<Direction> = match exception.action {
+        Action::Deny => exception.rules().iter().map(|rule| rule.direction).collect(),
+        Action::Allow => Vec::new(),
+    };
+    let open: Vec<&str> = denies
+        .iter()
+        .filter(|direction| match direction {
+            Direction::Inbound => base.inbound == Mode::Audit,
+            Direction::Outbound => base.outbound == Mode::Audit,
+        })
+        .map(|direction| direction.as_str())
+        .collect();
+    if !denies.is_empty() && open.len() == denies.len() {
+        bail!(
+            "refused: policy {} only audits {}, so a deny would drop nothing; nothing was changed\n  do    enforce a \
+             policy first (guard reload), or contain this host (guard lockdown)",
+            base.name,
+            open.join(" and ")
+        );
+    }
     exceptions.push(exception.clone());
     let changed = publish(&mut engine, &state, &manifest, &base, exceptions, args)?;
     if changed.published {
@@ -217,8 +243,11 @@ fn add(mut exception: Exception, args: &ExceptionArgs, global: &Global) -> anyho
         journal::record(state.path(), &entry.changed(&changed).details(serde_json::to_value(&exception)?));
         control::tell(&state.socket(), &control::Request::Changed);
     }
-    let text = format!("{}\n", sentence(&exception, args));
-    answer(Some(&exception), &changed, &text, args, global)
+    let mut text = format!("{}\n", sentence(&exception, args));
+    for direction in &open {
+        text.push_str(&format!("NOT DROPPED {direction}: the policy only audits there\n"));
+    }
+    answer(Some(&exception), &changed, &open, &text, args, global)
 }
 
 fn undo(number: u32, args: &ExceptionArgs, global: &Global) -> anyhow::Result<Exit> {
@@ -238,7 +267,7 @@ fn undo(number: u32, args: &ExceptionArgs, global: &Global) -> anyhow::Result<Ex
         control::tell(&state.socket(), &control::Request::Changed);
     }
     let text = format!("{} ended: {}\n", ended.label(), harmless(&ended.spoken()));
-    answer(Some(&ended), &changed, &text, args, global)
+    answer(Some(&ended), &changed, &[], &text, args, global)
 }
 
 /// The policy as it is kept, with other exceptions, as a generation of its own.
@@ -270,12 +299,15 @@ fn publish(
 fn answer(
     exception: Option<&Exception>,
     changed: &Changed,
+    not_dropped: &[&str],
     text: &str,
     args: &ExceptionArgs,
     global: &Global,
 ) -> anyhow::Result<Exit> {
     if global.json {
-        output::json_line(&serde_json::json!({ "exception": exception, "changed": changed }))?;
+        output::json_line(&serde_json::json!({
+            "exception": exception, "changed": changed, "not_dropped": not_dropped
+        }))?;
     } else {
         let mut all = String::new();
         if !changed.impact.would_cut.is_empty() || args.dry_run {

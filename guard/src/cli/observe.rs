@@ -30,7 +30,7 @@ pub fn run(args: &ObserveArgs, global: &Global) -> anyhow::Result<Exit> {
     let path = state.path().join("observing.yaml");
     if attached::open(&args.instance.instance)?.is_some()
         && let Some(manifest) = state.manifest(Kept::Active)?
-        && !is_observing(&manifest.sha256)
+        && !is_observing(manifest.base_sha256.as_ref().unwrap_or(&manifest.sha256))
     {
         bail!(
             "a policy is in force here, and observing would take its place and let everything pass. `guard run` with it \

@@ -166,7 +166,16 @@ fn in_lockdown(args: &RunArgs, change: &Change<'_>, state: &StateDir, global: &G
         change::settle(kernel, state)?;
     }
     drop(kernel);
-    let Some((manifest, mark)) = mark::holding(state)? else {
+    let holding = match mark::holding(state) {
+        // What the kernel has stays as it is.
+        Err(error) if attached => return Err(error.into()),
+        Err(error) => {
+            eprintln!("notice: what was in force is not known: {}", output::escape_line(&error.to_string()));
+            return recovered(args, change, state, global);
+        }
+        Ok(holding) => holding,
+    };
+    let Some((manifest, mark)) = holding else {
         if attached || state.in_force() {
             return Ok(None);
         }
@@ -294,6 +303,11 @@ fn dry_run(args: &RunArgs, change: &Change<'_>, global: &Global) -> anyhow::Resu
     let guarded: std::collections::HashSet<u32> =
         guarded.iter().filter(|line| line.guarded).map(|line| line.index).collect();
     let picture = Picture::read()?;
+    let mut change = change.clone();
+    if let Ok(state) = StateDir::open(&args.instance.state_dir()) {
+        change.exceptions = carried_over(change.policy, &state);
+    }
+    let change = &change;
     let policy = change.composed();
     let examined = change::examine(&policy, generation, &picture, &|index| guarded.contains(&index), tables)?;
     let cuts_session = examined.impact.cuts_session() && !change.cut_me;

@@ -198,7 +198,11 @@ pub fn change(
         manifest.base_sha256 = Some(hex(&change.policy.sha256));
         manifest.exceptions.clone_from(&change.exceptions);
     }
-    let active = state.manifest(Kept::Active)?;
+    // A damaged one keeps no policy from being put in force: after a reboot the host would stay open.
+    let active = state.manifest(Kept::Active).unwrap_or_else(|error| {
+        eprintln!("notice: what was in force before is not known: {}", harmless(&error.to_string()));
+        None
+    });
     // The same policy again, with other exceptions or expiries, is still the lockdown.
     let same = |active: &Manifest| change.again || (change.policy.lockdown && active.source == manifest.source);
     let still = active.as_ref().filter(|active| !change.restores && same(active));

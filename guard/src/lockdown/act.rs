@@ -28,7 +28,7 @@ use crate::{
     },
     host::{person::Person, picture::Picture},
     journal::{self, Entry, Event, Footprint},
-    policy::{self, model::Policy},
+    policy::{self, exceptions::Action, model::Policy},
     record::clock::{boot_now, unix_now},
 };
 
@@ -104,7 +104,7 @@ pub fn act(order: &Order<'_>) -> anyhow::Result<Done> {
         };
         let policy = read(&path)?;
         let within = Within::For(order.within.unwrap_or(PROOF));
-        let changed = publish(&mut kernel, order, &policy, &path, within, &mark)?;
+        let (changed, policy) = publish(&mut kernel, order, &policy, &path, within, &mark)?;
         Ok((changed, policy, mark))
     };
     let (changed, policy, mark) = match put() {
@@ -148,13 +148,16 @@ fn publish(
     source: &Path,
     within: Within,
     mark: &Mark,
-) -> anyhow::Result<Changed> {
+) -> anyhow::Result<(Changed, Policy)> {
     let change = Change {
         policy,
         source,
         audit: false,
-        // Whatever was let through for a while before is not meant now.
-        exceptions: Vec::new(),
+        // Whatever was let through for a while before is not meant now; what was cut stays cut.
+        exceptions: kept::exceptions(order.state)?
+            .into_iter()
+            .filter(|exception| exception.action == Action::Deny)
+            .collect(),
         again: false,
         dry_run: false,
         cut_me: !order.keep_session,
@@ -164,7 +167,8 @@ fn publish(
         restores: false,
     };
     // Read only now: the programs track since before, so no flow falls between.
-    change::change(kernel, order.state, &Picture::read()?, &change)
+    let changed = change::change(kernel, order.state, &Picture::read()?, &change)?;
+    Ok((changed, change.composed()))
 }
 
 fn mark(order: &Order<'_>) -> Mark {

@@ -102,7 +102,7 @@ impl Report {
 
     /// The built-in policy of `guard observe` is in force.
     fn observes(&self) -> bool {
-        self.policy_sha256.as_deref().is_some_and(is_observing)
+        self.policy_base_sha256.as_ref().or(self.policy_sha256.as_ref()).is_some_and(|sha256| is_observing(sha256))
     }
 
     fn headline(&self) -> String {

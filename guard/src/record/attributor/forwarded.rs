@@ -24,6 +24,9 @@ const LONG_PAUSE: Duration = Duration::from_millis(200);
 const NAMESPACES: usize = 4_096;
 /// Of a file of a namespace no more is read: whoever owns it decides how long it is.
 const LONGEST: u64 = 4 << 20;
+/// Their addresses that are remembered, and the time for one look: what comes after is of an unknown container.
+const ADDRESSES: usize = 65_536;
+const LOOK: Duration = Duration::from_millis(200);
 
 /// One network namespace that is not this host's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +163,12 @@ impl Forwarded {
             }
         }
         self.own = addresses(&self.proc.join("self")).into_iter().collect();
+        let began = Instant::now();
         for (netns, pid) in found {
+            // Whoever may make namespaces may give each of them any number of addresses.
+            if self.by_address.len() >= ADDRESSES || began.elapsed() > LOOK {
+                break;
+            }
             for address in addresses(&self.proc.join(pid.to_string())) {
                 let behind = Some(Behind { netns, pid });
                 self.by_address.entry(address).and_modify(|known| *known = None).or_insert(behind);
