@@ -54,7 +54,7 @@ pub trait Engine {
     fn adopt(&mut self, flows: &[(Key, Flow)]) -> anyhow::Result<()>;
 
     /// Forgets flows whose time is over.
-    fn delete(&mut self, keys: &[Key]) -> anyhow::Result<()>;
+    fn delete(&mut self, flows: &[(Key, u64)]) -> anyhow::Result<()>;
 
     /// Both clocks of the programs.
     fn now(&self) -> anyhow::Result<Now>;

@@ -118,8 +118,8 @@ impl Engine for FakeEngine {
         Ok(())
     }
 
-    fn delete(&mut self, keys: &[Key]) -> anyhow::Result<()> {
-        self.flows.retain(|(key, _)| !keys.contains(key));
+    fn delete(&mut self, flows: &[(Key, u64)]) -> anyhow::Result<()> {
+        self.flows.retain(|(key, flow)| !flows.contains(&(*key, flow.last_seen)));
         Ok(())
     }
 

@@ -128,8 +128,8 @@ impl Engine for Instance {
         Ok(())
     }
 
-    fn delete(&mut self, keys: &[Key]) -> anyhow::Result<()> {
-        Ok(self.delete_flows(keys)?)
+    fn delete(&mut self, flows: &[(Key, u64)]) -> anyhow::Result<()> {
+        Ok(self.delete_flows(flows)?)
     }
 
     fn now(&self) -> anyhow::Result<Now> {

@@ -73,19 +73,24 @@ impl Instance {
         }
     }
 
-    /// Forgets flows, in whichever table they are.
-    pub fn delete_flows(&self, keys: &[Key]) -> Result<(), KernelError> {
-        for key in keys {
+    /// Forgets flows, in whichever table they are, that were last seen at that jiffy: one that has begun again since stays.
+    pub fn delete_flows(&self, flows: &[(Key, u64)]) -> Result<(), KernelError> {
+        for (key, last_seen) in flows {
             for at in 0..FlowTable::COUNT {
                 match key {
-                    Key::V4(key) => {
-                        sys::delete(self.map(V4[at])?, key).map_err(failed("cannot delete from", V4[at]))?
-                    }
-                    Key::V6(key) => {
-                        sys::delete(self.map(V6[at])?, key).map_err(failed("cannot delete from", V6[at]))?
-                    }
-                };
+                    Key::V4(key) => self.delete_flow(V4[at], key, *last_seen)?,
+                    Key::V6(key) => self.delete_flow(V6[at], key, *last_seen)?,
+                }
             }
+        }
+        Ok(())
+    }
+
+    fn delete_flow<K: sys::Plain>(&self, table: &'static str, key: &K, last_seen: u64) -> Result<(), KernelError> {
+        let map = self.map(table)?;
+        let held: Option<Flow> = sys::lookup(map, key).map_err(failed("cannot read", table))?;
+        if held.is_some_and(|flow| flow.last_seen == last_seen) {
+            sys::delete(map, key).map_err(failed("cannot delete from", table))?;
         }
         Ok(())
     }

@@ -102,8 +102,8 @@ pub struct Findings {
     pub found: Vec<Found>,
     /// Flows that go on, and of which there is more than was told: for the store, and no record of theirs.
     pub grown: Vec<Grown>,
-    /// Entries whose time is over: to be deleted from the tables.
-    pub expired: Vec<Key>,
+    /// Entries whose time is over, and the jiffy when they were last seen: to be deleted from the tables.
+    pub expired: Vec<(Key, u64)>,
 }
 
 /// A flow that goes on, as it stands now.
@@ -364,7 +364,7 @@ impl Tracker {
             }
         }
         if over {
-            findings.expired.push(key);
+            findings.expired.push((key, flow.last_seen));
         }
         if known.has_grown(now) && findings.grown.len() < MOST_GROWN {
             known.stored = (now.boot_ns, total(&flow));
@@ -423,6 +423,10 @@ mod tests {
 
     fn kinds(findings: &Findings) -> Vec<Finding> {
         findings.found.iter().map(|found| found.finding).collect()
+    }
+
+    fn expired(findings: &Findings) -> Vec<Key> {
+        findings.expired.iter().map(|(key, _)| *key).collect()
     }
 
     #[test]
@@ -520,11 +524,11 @@ mod tests {
         assert!(findings.expired.is_empty());
         let findings = tracker.look([(key(1), closed)], &at(1000 + 250 * 121));
         assert_eq!(kinds(&findings), []);
-        assert_eq!(findings.expired, [key(1)]);
+        assert_eq!(expired(&findings), [key(1)]);
 
         let findings = tracker.look([(key(2), flow(5, 1))], &at(1000 + 250 * 432_001));
         assert_eq!(kinds(&findings), [Finding::Begin, Finding::End(How::Idle)]);
-        assert_eq!(findings.expired, [key(2)]);
+        assert_eq!(expired(&findings), [key(2)]);
     }
 
     #[test]
@@ -597,7 +601,7 @@ mod tests {
         assert_eq!(kinds(&tracker.look([(key(1), refused)], &at(start + minute))), []);
         let findings = tracker.look([(key(1), refused)], &at(start + 3 * minute));
         assert_eq!(kinds(&findings), [Finding::End(How::Idle)]);
-        assert_eq!(findings.expired, [key(1)]);
+        assert_eq!(expired(&findings), [key(1)]);
     }
 
     #[test]
