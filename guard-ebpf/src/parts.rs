@@ -197,13 +197,17 @@ pub unsafe extern "C" fn begin_flow(skb: *mut __sk_buff) -> i32 {
     begin(hand, &mut host, &context)
 }
 
-/// The same at XDP.
+/// The same at XDP: there too a socket says which way its session began.
+///
+/// # Safety
+///
+/// `frame` is the program's context.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn begin_frame() -> i32 {
+pub unsafe extern "C" fn begin_frame(frame: *mut xdp_md) -> i32 {
     let Some(hand) = Hand::get() else { return FAULT };
     let context = hand.context();
-    let mut host = Kernel::without_packet(context.bytes);
+    let mut host = Kernel::of_frame(frame.cast(), context.bytes);
     begin(hand, &mut host, &context)
 }
 

@@ -47,6 +47,8 @@ pub fn short<F: Family, H: Host + Flows<F>>(host: &mut H, context: &Context, pac
     let (flow, verdict) = match unanswered {
         Some(flow) => (flow, Verdict::Allow),
         None => match Flows::<F>::find(host, FlowTable::Denied, &key) {
+            // Two CPUs may have begun a flow each, one way and the other: what passes is looked for before what does not.
+            Some(_) if is_unanswered_otherwise::<F, H>(host, context, &key) => return Short::Long,
             Some(flow) => (flow, Verdict::Deny),
             None => return Short::Absent,
         },
@@ -59,6 +61,15 @@ pub fn short<F: Family, H: Host + Flows<F>>(host: &mut H, context: &Context, pac
         return Short::Long;
     }
     follow::<F, H>(host, context, packet.protocol, flow, &view, verdict)
+}
+
+/// Whether a flow of these ends waits for an answer the other way.
+#[inline(always)]
+fn is_unanswered_otherwise<F: Family, H: Host + Flows<F>>(host: &mut H, context: &Context, key: &F::Key) -> bool {
+    match context.direction {
+        Direction::Inbound => Flows::<F>::find(host, FlowTable::UnansweredOutbound, key).is_some(),
+        Direction::Outbound => Flows::<F>::find(host, FlowTable::UnansweredInbound, key).is_some(),
+    }
 }
 
 /// Counts the packet where its flow has this verdict and goes on as it is.

@@ -74,7 +74,8 @@ unsafe fn judge(frame: *mut xdp_md, hand: &mut Hand) -> i32 {
     // SAFETY: each takes the program's context.
     let mut at = unsafe { if v6 { find_frame_v6(frame) } else { find_frame_v4(frame) } };
     if at == ABSENT {
-        at = begin_frame();
+        // SAFETY: takes the program's context.
+        at = unsafe { begin_frame(frame) };
     }
     if at == HELD {
         at = if v6 { place_v6() } else { place_v4() };

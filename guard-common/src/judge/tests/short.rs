@@ -83,34 +83,59 @@ where
 {
     let mut packet = Packet::default();
     parse(bytes, Link::None, bytes.len() as u32, &mut packet);
-    let plain = packet.plain().unwrap();
+    let now = 1000 * SECOND;
+    let current = Flow { generation: 1, until: u64::MAX, last_seen: now, packets: [3, 4], ..Flow::default() };
     for (table, flow) in states() {
-        let (mut one, mut other) = (Memory::new(), Memory::new());
-        let context = Context { direction, slot, generation: 1, ..one.context };
-        let key = F::key(&packet, &context);
-        assert_eq!(key, F::plain_key(&plain, &context));
-        for host in [&mut one, &mut other] {
-            host.socket = TcpSocket::Connected;
-            F::store(host).flows[table as usize].insert(key, flow);
-        }
-        let expected: Judgement = long(&mut other, &context, &packet, false);
-        let judgement = match short::<F, Memory>(&mut one, &context, &plain) {
-            Short::Settled(judgement) => {
-                ways.settled += 1;
-                judgement
-            }
-            Short::Absent => {
-                ways.absent += 1;
-                long(&mut one, &context, &packet, true)
-            }
-            Short::Long => {
-                ways.long += 1;
-                long(&mut one, &context, &packet, false)
-            }
-        };
-        assert_eq!(judgement, expected, "{table:?} {flow:?} {context:?}");
-        assert_eq!(F::store(&mut one).flows, F::store(&mut other).flows, "{table:?} {flow:?} {context:?}");
+        compare_one::<F>(&packet, direction, slot, &[(table, flow)], ways);
     }
+    // Two CPUs may have begun a flow each with the same ends.
+    for (table, waits) in [(FlowTable::UnansweredInbound, 0), (FlowTable::UnansweredOutbound, 1)] {
+        for denied in 0..2 {
+            let allow = Flow { outcome: Outcome::new(Reason::RuleAllow, 1), direction: waits, ..current };
+            let deny = Flow { outcome: Outcome::new(Reason::RuleDeny, 1), direction: denied, ..current };
+            compare_one::<F>(&packet, direction, slot, &[(table, allow), (FlowTable::Denied, deny)], ways);
+        }
+    }
+}
+
+fn compare_one<F: Stored>(
+    packet: &Packet,
+    direction: Direction,
+    slot: Slot,
+    held: &[(FlowTable, Flow)],
+    ways: &mut Ways,
+) where
+    F::Key: Eq + core::hash::Hash + core::fmt::Debug,
+    Memory: super::super::Flows<F>,
+{
+    let plain = packet.plain().unwrap();
+    let (mut one, mut other) = (Memory::new(), Memory::new());
+    let context = Context { direction, slot, generation: 1, ..one.context };
+    let key = F::key(packet, &context);
+    assert_eq!(key, F::plain_key(&plain, &context));
+    for host in [&mut one, &mut other] {
+        host.socket = TcpSocket::Connected;
+        for (table, flow) in held {
+            F::store(host).flows[*table as usize].insert(key, *flow);
+        }
+    }
+    let expected: Judgement = long(&mut other, &context, packet, false);
+    let judgement = match short::<F, Memory>(&mut one, &context, &plain) {
+        Short::Settled(judgement) => {
+            ways.settled += 1;
+            judgement
+        }
+        Short::Absent => {
+            ways.absent += 1;
+            long(&mut one, &context, packet, true)
+        }
+        Short::Long => {
+            ways.long += 1;
+            long(&mut one, &context, packet, false)
+        }
+    };
+    assert_eq!(judgement, expected, "{held:?} {context:?}");
+    assert_eq!(F::store(&mut one).flows, F::store(&mut other).flows, "{held:?} {context:?}");
 }
 
 #[test]
