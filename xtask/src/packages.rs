@@ -166,6 +166,16 @@ pub const DEMO: &[Need] = &[
     program!("iputils-ping", "ping"),
 ];
 
+/// To try the package.
+pub const PACKAGE: &[Need] = &[
+    program!("gcc", "cc"),
+    LIBPCAP,
+    program!("git", "git"),
+    program!("dpkg", "dpkg-deb"),
+    program!("init-system-helpers", "deb-systemd-helper"),
+    program!("util-linux", "unshare"),
+];
+
 /// To build libpcap, and the package.
 pub const DIST: &[Need] = &[
     program!("gcc", "cc"),
@@ -174,6 +184,7 @@ pub const DIST: &[Need] = &[
     program!("bison", "bison"),
     program!("git", "git"),
     program!("dpkg", "dpkg-deb"),
+    program!("init-system-helpers", "deb-systemd-helper"),
     program!("xz-utils", "xz"),
     program!("util-linux", "unshare"),
     file!("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),

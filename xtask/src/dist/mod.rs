@@ -7,6 +7,7 @@ mod package;
 
 use crate::{packages, shell};
 use anyhow::{Context as _, Result, bail, ensure};
+use package::Packed;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -33,8 +34,39 @@ struct Build {
     target: PathBuf,
     /// `--version` calls it so.
     name: String,
-    /// Of the commit: for whatever keeps a time.
+    /// Of the commit, in Unix seconds: for whatever keeps a time.
     time: String,
+    /// Those that the repository tracks, by their paths in it.
+    policies: Vec<String>,
+}
+
+impl Build {
+    fn here(dist: &Path) -> Result<Self> {
+        let git = |arguments: &[&str]| -> Result<String> {
+            let mut git = Command::new("git");
+            Ok(shell::output(git.arg("-C").arg(shell::root()).args(arguments))?.trim().to_owned())
+        };
+        let changed = !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
+        let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
+        Ok(Self {
+            sources: shell::root(),
+            target: dist.join("build"),
+            name: if changed { format!("{commit}-changed") } else { commit },
+            time: git(&["log", "-1", "--format=%ct"])?,
+            policies: git(&["ls-files", "policies/*.yaml"])?.lines().map(str::to_owned).collect(),
+        })
+    }
+}
+
+/// The package of a binary that is built already, installed and removed, and then thrown away.
+pub fn try_package(binary: &Path) -> Result<()> {
+    let dist = shell::target().join("dist");
+    std::fs::create_dir_all(&dist)?;
+    let (tree, deb) = (dist.join("tried"), dist.join("tried.deb"));
+    package::build(binary, &Build::here(&dist)?, &tree, &deb, Packed::Quickly)?;
+    package::holds(&deb, &dist.join("tried-root"))?;
+    std::fs::remove_file(&deb)?;
+    Ok(std::fs::remove_dir_all(&tree)?)
 }
 
 pub fn run(args: &Args) -> Result<bool> {
@@ -43,18 +75,7 @@ pub fn run(args: &Args) -> Result<bool> {
     }
     let dist = shell::target().join("dist");
     std::fs::create_dir_all(&dist)?;
-    let git = |arguments: &[&str]| -> Result<String> {
-        let mut git = Command::new("git");
-        Ok(shell::output(git.arg("-C").arg(shell::root()).args(arguments))?.trim().to_owned())
-    };
-    let changed = !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
-    let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
-    let build = Build {
-        sources: shell::root(),
-        target: dist.join("build"),
-        name: if changed { format!("{commit}-changed") } else { commit },
-        time: git(&["log", "-1", "--format=%ct"])?,
-    };
+    let build = Build::here(&dist)?;
     let library = || libpcap::build(&dist.join("libpcap"));
     let program = match &args.binary {
         Some(binary) => binary.clone(),
@@ -67,7 +88,7 @@ pub fn run(args: &Args) -> Result<bool> {
     std::fs::create_dir_all(&out)?;
     let (guard, deb) = (out.join("guard"), out.join(package::file_name()));
     std::fs::copy(&program, &guard)?;
-    package::build(&guard, &build.time, &dist.join("package"), &deb)?;
+    package::build(&guard, &build, &dist.join("package"), &deb, Packed::ToShip)?;
     package::holds(&deb, &dist.join("package-test"))?;
     binary::runs_alone(&guard, args.binary.is_none().then_some(&build.name))?;
     let sums = shell::output(Command::new("sha256sum").current_dir(&out).args(["guard"]).arg(package::file_name()))?;
@@ -103,12 +124,17 @@ fn reproduce(first: &Build, library: &libpcap::Library, dist: &Path, guard: &Pat
         std::fs::create_dir_all(to.parent().context("a file without a folder")?)?;
         std::fs::copy(first.sources.join(file), to).with_context(|| file.to_owned())?;
     }
-    let build =
-        Build { target: copy.join("target"), sources: copy, name: first.name.clone(), time: first.time.clone() };
+    let build = Build {
+        target: copy.join("target"),
+        sources: copy,
+        name: first.name.clone(),
+        time: first.time.clone(),
+        policies: first.policies.clone(),
+    };
     let again = binary::build(&build, library)?;
     same(guard, &again)?;
     let again_deb = dist.join("again.deb");
-    package::build(&again, &build.time, &dist.join("package-again"), &again_deb)?;
+    package::build(&again, &build, &dist.join("package-again"), &again_deb, Packed::ToShip)?;
     same(deb, &again_deb)
 }
 

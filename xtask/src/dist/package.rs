@@ -1,5 +1,6 @@
 //! The Debian package: put together by hand and packed by dpkg-deb, so that every file, owner and time in it is ours to say.
 
+use super::Build;
 use crate::shell;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::os::unix::fs::PermissionsExt as _;
@@ -17,7 +18,6 @@ Maintainer: the maintainers of guard <guard@localhost>
 Installed-Size: @SIZE@
 Section: net
 Priority: optional
-Recommends: linux-image-amd64 (>= 5.10)
 Description: allow-lists for what enters and leaves this host, enforced in the kernel
  One policy file; guard lets through what it lists, denies the rest, and records
  each unlisted flow once, with its reason. As packaged it only records.
@@ -27,12 +27,15 @@ Description: allow-lists for what enters and leaves this host, enforced in the k
 const FILES: &[(&str, &str, u32)] = &[
     ("packaging/guard.service", "lib/systemd/system/guard.service", 0o644),
     ("packaging/policy.yaml", "etc/guard/policy.yaml", 0o644),
+    ("docs/lockdown.md", "usr/share/doc/guard/lockdown.md", 0o644),
     ("docs/policy.md", "usr/share/doc/guard/policy.md", 0o644),
     ("docs/records.md", "usr/share/doc/guard/records.md", 0o644),
+    ("docs/records.schema.json", "usr/share/doc/guard/records.schema.json", 0o644),
     ("docs/review.md", "usr/share/doc/guard/review.md", 0o644),
+    ("docs/shift.md", "usr/share/doc/guard/shift.md", 0o644),
     ("docs/snapshot.md", "usr/share/doc/guard/snapshot.md", 0o644),
     ("SECURITY.md", "usr/share/doc/guard/SECURITY.md", 0o644),
-    ("LICENSE-MIT", "usr/share/doc/guard/copyright", 0o644),
+    ("packaging/copyright", "usr/share/doc/guard/copyright", 0o644),
     ("packaging/postinst", "DEBIAN/postinst", 0o755),
     ("packaging/prerm", "DEBIAN/prerm", 0o755),
     ("packaging/postrm", "DEBIAN/postrm", 0o755),
@@ -44,8 +47,16 @@ const COMPLETIONS: &[(&str, &str)] = &[
     ("fish", "usr/share/fish/vendor_completions.d/guard.fish"),
 ];
 
-/// `tree`: made anew. `time`: Unix seconds that every file gets.
-pub fn build(guard: &Path, time: &str, tree: &Path, deb: &Path) -> Result<()> {
+/// How the package is packed.
+#[derive(Clone, Copy)]
+pub enum Packed {
+    ToShip,
+    /// To be tried here, and thrown away.
+    Quickly,
+}
+
+/// `tree`: made anew.
+pub fn build(guard: &Path, build: &Build, tree: &Path, deb: &Path, packed: Packed) -> Result<()> {
     if tree.exists() {
         std::fs::remove_dir_all(tree)?;
     }
@@ -57,14 +68,10 @@ pub fn build(guard: &Path, time: &str, tree: &Path, deb: &Path) -> Result<()> {
     };
     put(guard, "usr/bin/guard", 0o755)?;
     for (from, to, mode) in FILES {
-        put(&shell::root().join(from), to, *mode)?;
+        put(&build.sources.join(from), to, *mode)?;
     }
-    for policy in std::fs::read_dir(shell::root().join("policies"))? {
-        let policy = policy?.path();
-        let name = policy.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.ends_with(".yaml") {
-            put(&policy, &format!("usr/share/doc/guard/policies/{name}"), 0o644)?;
-        }
+    for policy in &build.policies {
+        put(&build.sources.join(policy), &format!("usr/share/doc/guard/{policy}"), 0o644)?;
     }
     for (name, to) in COMPLETIONS {
         let script = shell::output(Command::new(guard).args(["completions", name]))?;
@@ -79,9 +86,14 @@ pub fn build(guard: &Path, time: &str, tree: &Path, deb: &Path) -> Result<()> {
         shell::output(Command::new("gzip").args(["-9", "-n"]).arg(page?.path()))?;
     }
     control(tree)?;
-    settle(tree, time)?;
+    settle(tree, &build.time)?;
     let mut pack = Command::new("dpkg-deb");
-    pack.args(["--root-owner-group", "-Zxz", "--build"]).arg(tree).arg(deb).env("SOURCE_DATE_EPOCH", time);
+    let compressed = match packed {
+        Packed::ToShip => "-Zxz",
+        Packed::Quickly => "-Znone",
+    };
+    pack.args(["--root-owner-group", compressed, "--build"]).arg(tree).arg(deb);
+    pack.env("SOURCE_DATE_EPOCH", &build.time);
     shell::output(&mut pack)?;
     Ok(())
 }
@@ -127,7 +139,8 @@ fn settle(tree: &Path, time: &str) -> Result<()> {
     Ok(())
 }
 
-/// Installed, upgraded, removed and purged below a root of its own; scripts then leave services alone.
+/// Installed, upgraded, removed, installed again and purged below a root of its own. What the scripts do where guard runs is
+/// tried by `tests/tests/package_scripts.rs`.
 pub fn holds(deb: &Path, root: &Path) -> Result<()> {
     if !shell::is_root() {
         println!("not root: the package is not tried");
@@ -147,7 +160,9 @@ pub fn holds(deb: &Path, root: &Path) -> Result<()> {
     };
     let file = deb.display().to_string();
     let there = |path: &str| root.join(path).exists();
+    let enabled = || root.join("etc/systemd/system/sysinit.target.wants/guard.service").is_symlink();
     dpkg(&["--install", &file])?;
+    ensure!(enabled(), "the unit is not enabled by the installation");
     for path in ["usr/bin/guard", "lib/systemd/system/guard.service", "usr/share/man/man1/guard-run.1.gz"] {
         ensure!(there(path), "the package does not install {path}");
     }
@@ -165,13 +180,33 @@ pub fn holds(deb: &Path, root: &Path) -> Result<()> {
     dpkg(&["--remove", "guard"])?;
     ensure!(!there("usr/bin/guard") && there("etc/guard/policy.yaml"), "remove must leave the policy, and only it");
     ensure!(there("var/lib/guard/default"), "remove took the records");
+    dpkg(&["--install", &file])?;
+    ensure!(there("usr/bin/guard") && enabled(), "installed again, the unit is not enabled");
+    ensure!(std::fs::read_to_string(&policy)? == "# ours\n", "installed again, it wrote over /etc/guard/policy.yaml");
+    std::fs::write(root.join("etc/guard/recovery"), "")?;
+    dpkg(&["--remove", "guard"])?;
     dpkg(&["--purge", "guard"])?;
-    for path in ["etc/guard/policy.yaml", "var/lib/guard"] {
+    for path in ["etc/guard", "var/lib/guard"] {
         if there(path) {
             bail!("purge left /{path}");
         }
     }
+    ensure!(!enabled(), "purge left the unit enabled");
     std::fs::remove_dir_all(root)?;
-    println!("the package installs, upgrades, is removed and purged, below a root of its own");
+    println!("the package installs, upgrades, is removed, comes again and is purged, below a root of its own");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_document_is_in_the_package() {
+        let packed: Vec<&str> = FILES.iter().map(|(from, ..)| *from).collect();
+        for entry in std::fs::read_dir(shell::root().join("docs")).unwrap() {
+            let name = format!("docs/{}", entry.unwrap().file_name().to_string_lossy());
+            assert!(packed.contains(&name.as_str()), "{name} is not");
+        }
+    }
 }

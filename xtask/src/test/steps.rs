@@ -3,7 +3,7 @@
 use super::report::allowed_skips;
 use super::{Outcome, Run, leftovers, licences};
 use crate::packages::{self, Need};
-use crate::{shell, vm};
+use crate::{dist, shell, vm};
 use anyhow::{Context as _, Result, bail};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -38,6 +38,7 @@ pub fn all() -> Vec<Step> {
             ..step("unit", "units, properties, the command line", |run| group(run, Group::Unit))
         },
         Step { needs: packages::BUILD, ..step("doc", "examples in the documentation", doc) },
+        Step { needs: packages::PACKAGE, ..step("package", "installs and removes; what its scripts ask", package) },
         Step {
             needs: packages::ROOT,
             ..step("kernel", "loaded programs by BPF_PROG_TEST_RUN, verifier budget", |run| group(run, Group::Kernel))
@@ -83,6 +84,13 @@ fn demo(run: &Run) -> Result<Outcome> {
         Command::new(&run.own).args(["demo", "--no-install"]).env("GUARD_BIN", shell::target().join("debug/guard")),
         5,
     )
+}
+
+/// Of the debug binary: what is tried is all around it.
+fn package(run: &Run) -> Result<Outcome> {
+    programs()?;
+    dist::try_package(&shell::target().join("debug/guard"))?;
+    group(run, Group::Package)
 }
 
 fn clippy(_: &Run) -> Result<Outcome> {
@@ -136,6 +144,7 @@ fn plain(command: &mut Command, limit: u64) -> Result<Outcome> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Group {
     Unit,
+    Package,
     Kernel,
     Differential,
     Mutants,
@@ -153,6 +162,7 @@ impl Group {
             return Self::Kernel;
         }
         match target.split('_').next().unwrap_or(target) {
+            "package" => Self::Package,
             "verifier" => Self::Kernel,
             "differential" | "referee" => Self::Differential,
             "mutants" => Self::Mutants,
