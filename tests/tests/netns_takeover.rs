@@ -119,8 +119,24 @@ fn another_control_group_is_held_and_the_old_one_no_longer() {
         let place = if second { &inside_second } else { &*world.server };
         ask(place, &["connect", "tcp", &asked]).unwrap()
     };
-    // The socket layer says no at once; elsewhere the wire drops, and the program waits.
+    let frame = ethernet_ip(
+        world.client.mac,
+        world.server.mac,
+        &ip(
+            world.server.v4.into(),
+            world.client.v4.into(),
+            UDP,
+            &udp((world.server.v4.into(), 4000), (world.client.v4.into(), UNLISTED), b"out"),
+        ),
+    );
+    let frame: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+    let bypass = |second: bool| {
+        let place = if second { &inside_second } else { &*world.server };
+        ask(place, &["bypass", "native", "eth0", "1", &frame]).unwrap()
+    };
+    // The socket layer says no at once; elsewhere the wire drops, and the program waits. The seal refuses; elsewhere it is not.
     assert!(connect(false).refused() && !connect(true).refused());
+    assert!(bypass(false).refused() && bypass(true).good());
 
     guard.kill().unwrap();
     // What it holds goes with it, a moment later.
@@ -144,6 +160,7 @@ fn another_control_group_is_held_and_the_old_one_no_longer() {
         .collect();
     assert!(!targets.is_empty() && targets.iter().all(|target| target.ends_with("/second")), "{targets:?}");
     assert!(connect(true).refused() && !connect(false).refused());
+    assert!(bypass(true).refused() && bypass(false).good());
     let slowest = session.slowest();
     session.finish().unwrap();
     assert!(slowest < 2000, "an exchange took {slowest} ms");

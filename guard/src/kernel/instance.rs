@@ -28,7 +28,7 @@ use super::{
     sys,
 };
 use crate::{
-    host::{packet_sockets, sock_diag},
+    host::sock_diag,
     policy::compile::{Compiled, InterfaceClasses},
 };
 
@@ -128,7 +128,7 @@ impl Instance {
         instance.attach_cgroup()?;
         instance.learn_sockets()?;
         // After the seal: one that is made between the two is taken for older, none for younger.
-        instance.settings.unsealed = packet_sockets::inodes().into_iter().take(settings::MOST_UNSEALED).collect();
+        instance.settings.remember_unsealed();
         settings::write(instance.map(META)?, 0, &instance.settings, &path)?;
         Ok(instance)
     }

@@ -11,6 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{KernelError, features::Offers, interfaces::Selection, sys};
+use crate::host::packet_sockets;
 
 /// Pinned as `META`: element 0 holds [`Settings`], 1 to 3 the [`Published`] of slots 0 to 2; JSON, NUL-padded.
 pub const META: &str = "META";
@@ -74,12 +75,22 @@ pub struct Settings {
     /// Inodes of packet and AF_XDP sockets that were there when the seal was set: what they were told before, nobody knows.
     #[serde(default)]
     pub unsealed: BTreeSet<u32>,
+    /// There were more of these than are remembered.
+    #[serde(default)]
+    pub unsealed_more: bool,
 }
 
 /// So many at most are remembered: they have to fit into `META`.
-pub const MOST_UNSEALED: usize = 512;
+const MOST_UNSEALED: usize = 512;
 
 impl Settings {
+    /// The packet and AF_XDP sockets that are there now are older than the seal, or may be.
+    pub(super) fn remember_unsealed(&mut self) {
+        let now = packet_sockets::inodes();
+        self.unsealed_more = now.len() > MOST_UNSEALED;
+        self.unsealed = now.into_iter().take(MOST_UNSEALED).collect();
+    }
+
     /// Probes the kernel.
     pub fn new(options: &Options) -> Result<Self, KernelError> {
         let mut offers = Offers::probe();
@@ -101,6 +112,7 @@ impl Settings {
             started_ns: sys::boot_ns(),
             programs: BTreeMap::new(),
             unsealed: BTreeSet::new(),
+            unsealed_more: false,
         })
     }
 

@@ -3,16 +3,13 @@
 use std::os::fd::AsFd;
 
 use super::{Instance, cgroup_hooks, is_link_of, open_maps, pin_programs};
-use crate::{
-    host::packet_sockets,
-    kernel::{
-        KernelError,
-        attach::{self, At, HOOKS},
-        interfaces::Selector,
-        load, sealing,
-        settings::{self, META, Options, Settings},
-        sys,
-    },
+use crate::kernel::{
+    KernelError,
+    attach::{self, At, HOOKS},
+    interfaces::Selector,
+    load, sealing,
+    settings::{self, META, Options, Settings},
+    sys,
 };
 
 impl Instance {
@@ -50,7 +47,7 @@ impl Instance {
         if moved {
             // What was made there before the programs looked.
             self.learn_sockets()?;
-            self.settings.unsealed = packet_sockets::inodes().into_iter().take(settings::MOST_UNSEALED).collect();
+            self.settings.remember_unsealed();
         }
         Ok(())
     }
