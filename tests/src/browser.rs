@@ -111,13 +111,14 @@ impl Drop for Browser {
     }
 }
 
-/// Where Chromium looks for them. Above both first, so that neither overwrites the other.
+/// Where Chromium looks for them. Above both first, each where nothing is yet, so that neither overwrites the other.
 fn as_3_and_4(ends: [i32; 2]) -> std::io::Result<()> {
-    for (end, place) in ends.into_iter().zip([13, 14]) {
-        // SAFETY: descriptors of ours, and a number that nothing of this process uses after the fork.
-        nix::errno::Errno::result(unsafe { libc::dup2(end, place) })?;
+    let mut above = [0; 2];
+    for (end, place) in ends.into_iter().zip(&mut above) {
+        // SAFETY: a descriptor of ours; the new one is closed by exec.
+        *place = nix::errno::Errno::result(unsafe { libc::fcntl(end, libc::F_DUPFD_CLOEXEC, 20) })?;
     }
-    for (from, place) in [(13, 3), (14, 4)] {
+    for (from, place) in above.into_iter().zip([3, 4]) {
         // SAFETY: as above; what had the numbers 3 and 4 belongs to the parent, and is closed by exec here.
         nix::errno::Errno::result(unsafe { libc::dup2(from, place) })?;
     }
