@@ -149,9 +149,13 @@ fn as_installed(place: &Inside, program: &Path) -> Result<PathBuf> {
     Ok(Path::new("/mnt").join(program.file_name().unwrap_or_default()))
 }
 
+/// Programs that are [`unpacked`] where the system has them not: package and path.
+pub const CHRONY: (&str, &str) = ("chrony", "usr/sbin/chronyd");
+pub const CRON: (&str, &str) = ("cron", "usr/sbin/cron");
+
 /// chrony, which leaves the machine's clock alone (`-x`); `lines` are its configuration.
 pub fn chronyd(place: &Inside, dir: &Path, name: &str, lines: &str) -> Result<Process> {
-    let program = as_installed(place, &unpacked::program("chrony", "usr/sbin/chronyd")?)?;
+    let program = as_installed(place, &unpacked::program(CHRONY.0, CHRONY.1)?)?;
     let dir = dir.join(name);
     fs::create_dir(&dir)?;
     let config = dir.join("chrony.conf");
@@ -164,16 +168,20 @@ pub fn chronyd(place: &Inside, dir: &Path, name: &str, lines: &str) -> Result<Pr
 
 /// cron with one job, which it runs when it starts; spool, tables and pid file are its own.
 pub fn cron(place: &Inside, dir: &Path, job: &str) -> Result<Process> {
-    let program = as_installed(place, &unpacked::program("cron", "usr/sbin/cron")?)?;
+    let program = as_installed(place, &unpacked::program(CRON.0, CRON.1)?)?;
     let table = dir.join("crontab");
     fs::write(&table, format!("SHELL=/bin/sh\nPATH=/usr/bin:/bin\n@reboot root {job}\n"))?;
     fs::set_permissions(&table, fs::Permissions::from_mode(0o600))?;
-    // In a mount namespace of its own: what the machine's cron has is neither read nor written.
-    let script = "set -e; mount -t tmpfs none /run; mkdir -p /var/spool/cron; mount -t tmpfs none /var/spool/cron; \
-                  mkdir -m 1730 /var/spool/cron/crontabs; mkdir -p /etc/cron.d; mount -t tmpfs -o mode=755 none /etc/cron.d; \
-                  touch /etc/crontab; mount --bind \"$1\" /etc/crontab; exec \"$0\" -f";
+    // In a mount namespace of its own, with a copy of /etc: what the machine's cron has is neither read nor written, and no
+    // file or folder is made where the machine would keep it.
+    let etc = dir.join("cron-etc");
+    fs::create_dir(&etc)?;
+    let script = "set -e; mount -t tmpfs -o mode=755 none \"$2\"; cp -a /etc/. \"$2\"; mount --bind \"$2\" /etc; \
+                  rm -rf /etc/cron*; mkdir -m 755 /etc/cron.d; cp -p \"$1\" /etc/crontab; \
+                  mount -t tmpfs none /run; mount -t tmpfs -o mode=755 none /var/spool; \
+                  mkdir -p -m 1730 /var/spool/cron/crontabs; exec \"$0\" -f";
     let mut command = place.command("unshare");
-    command.args(["--mount", "--propagation", "private", "sh", "-c", script]).arg(program).arg(table);
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script]).arg(program).arg(table).arg(etc);
     Process::spawn(&mut command)
 }
 

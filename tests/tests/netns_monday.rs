@@ -19,6 +19,7 @@ use guard_tests::{
     servers::{self, Sshd, chronyd, cron, curl, dnsmasq, nginx, postgres},
     skip::skip,
     terminal::Terminal,
+    unpacked,
     witness::Witness,
     world::World,
 };
@@ -91,6 +92,11 @@ fn from_nothing_to_a_reviewed_policy() {
     let Some(world) = new_world(TEST) else { return };
     if !Path::new("/usr/lib/postgresql").exists() {
         return skip(TEST, "postgresql is not installed");
+    }
+    for (package, path) in [servers::CHRONY, servers::CRON] {
+        if let Err(error) = unpacked::program(package, path) {
+            return skip(TEST, &format!("{error:#}"));
+        }
     }
     let began = Instant::now();
     let _everyday = Everyday::start(&world).unwrap();

@@ -1,4 +1,5 @@
-//! What a run must not leave behind: network namespaces, cgroups, pins, programs and processes.
+//! What a run must not leave behind: network namespaces, cgroups, pins, programs and processes; and where
+//! some of its servers would write, were they not kept from it.
 
 use super::Outcome;
 use crate::shell;
@@ -61,11 +62,15 @@ fn look() -> BTreeSet<String> {
             all.insert(format!("{dir}/{name}"));
         }
     }
+    all.extend(SERVERS.iter().filter(|path| Path::new(path).exists()).map(|path| format!("file {path}")));
     cgroups(&mut all);
     programs(&mut all);
     children(&mut all);
     all
 }
+
+/// No package that a run installs has these: cron's and chrony's own do, and those are only unpacked.
+const SERVERS: &[&str] = &["/etc/crontab", "/etc/chrony", "/var/spool/cron", "/var/lib/chrony"];
 
 fn names(dir: &Path) -> Vec<String> {
     // A directory that is not there holds nothing.

@@ -238,6 +238,9 @@ fn group(run: &Run, group: Group) -> Result<Outcome> {
             .env("CARGO_MANIFEST_DIR", &program.dir)
             .env("GUARD_SKIPS", &run.skips)
             .env("GUARD_BIN", shell::target().join("debug/guard"));
+        if !run.install {
+            command.env("GUARD_NO_INSTALL", "1");
+        }
         ended.push((program.target.as_str(), shell::run(&mut command, minutes(20))?));
     }
     if ended.is_empty() {
