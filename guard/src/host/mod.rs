@@ -15,6 +15,7 @@ pub mod processes;
 pub mod route;
 pub mod session;
 pub mod sock_diag;
+pub mod ssh;
 pub mod watch;
 
 pub use netlink::NetlinkError;

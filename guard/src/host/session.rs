@@ -12,6 +12,7 @@ use super::{
     held::HeldFlow,
     processes::{Process, Processes},
     sock_diag::{Socket, SocketState, Sockets, has_listener},
+    ssh,
 };
 use crate::record::flow::{TCP, UDP, protocol_name};
 
@@ -254,7 +255,7 @@ impl Search<'_> {
                 self.host
                     .processes
                     .holders(self.host.sockets.holder(socket))
-                    .filter(|process| is_ssh_server(process))
+                    .filter(|process| ssh::is_server(process))
                     .map(|process| self.carrier(socket, process, Found::SshConnection))
                     .take(1)
             })
@@ -326,10 +327,6 @@ impl Search<'_> {
 fn is_multiplexer(process: &Process) -> bool {
     let program = process.program().unwrap_or_default();
     matches!(program, "tmux" | "screen" | "zellij" | "dtach" | "abduco") || process.comm.starts_with("tmux")
-}
-
-fn is_ssh_server(process: &Process) -> bool {
-    matches!(process.program(), Some("sshd" | "sshd-session" | "dropbear"))
 }
 
 /// `client-address client-port server-address server-port` to (local, remote).

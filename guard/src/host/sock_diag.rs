@@ -38,6 +38,24 @@ pub struct Socket {
     pub uid: u32,
 }
 
+#[cfg(test)]
+impl Socket {
+    /// Of `inode`, which is its cookie too; one that listens where the remote has port 0.
+    pub fn tcp(local: &str, remote: &str, inode: u32) -> Self {
+        let remote: SocketAddr = remote.parse().unwrap();
+        Self {
+            protocol: 6,
+            state: if remote.port() == 0 { SocketState::Listen } else { SocketState::Established },
+            local: local.parse().unwrap(),
+            remote,
+            interface: 0,
+            cookie: u64::from(inode),
+            inode,
+            uid: 0,
+        }
+    }
+}
+
 /// `enum` of net/tcp_states.h; UDP uses `Established` for connected and `Close` for unconnected sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketState {

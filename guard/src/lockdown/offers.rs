@@ -2,7 +2,7 @@
 //! and told with the word of the package database; a process name alone is never enough.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
     path::{Path, PathBuf},
 };
@@ -32,6 +32,16 @@ pub struct Offer {
     pub outbound: BTreeMap<String, Vec<IpAddr>>,
     /// By service of this host, the remotes that are connected to it.
     pub inbound: BTreeMap<String, Vec<IpAddr>>,
+    /// Processes of the unit whose program is not of the agent's package, or not as it brought it: not kept.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A process that only stands in an agent's unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    pub pid: u32,
+    pub exe: PathBuf,
 }
 
 /// Executables (by file name) and the units that they belong to.
@@ -118,9 +128,10 @@ pub enum KeepError {
 #[must_use]
 pub fn find(picture: &Picture, packages: &Packages) -> Vec<Offer> {
     let mut offers: BTreeMap<String, Offer> = BTreeMap::new();
-    for process in picture.processes.iter() {
+    let mut owners = Owners::of(packages);
+    for process in from_the_first(picture) {
         let Some(kind) = known(process) else { continue };
-        add(&mut offers, picture, packages, process, Some(kind));
+        add(&mut offers, picture, &mut owners, process, Some(kind));
     }
     offers.into_values().filter(|offer| !offer.outbound.is_empty() || !offer.inbound.is_empty()).collect()
 }
@@ -131,10 +142,11 @@ pub fn named(name: &str, found: &[Offer], picture: &Picture, packages: &Packages
         Some(offer) => offer.clone(),
         None => {
             let mut offers = BTreeMap::new();
-            for process in picture.processes.iter() {
+            let mut owners = Owners::of(packages);
+            for process in from_the_first(picture) {
                 let unit = unit_of(process);
                 if unit.as_deref().is_some_and(|unit| unit == name || unit.strip_suffix(".service") == Some(name)) {
-                    add(&mut offers, picture, packages, process, None);
+                    add(&mut offers, picture, &mut owners, process, None);
                 }
             }
             let Some(offer) = offers.into_values().next() else { return Err(KeepError::NotRunning(name.to_owned())) };
@@ -174,10 +186,46 @@ fn unit_of(process: &Process) -> Option<String> {
     cgroup::parse(&format!("0::{}", process.cgroup.as_deref()?)).unit
 }
 
+/// What the service manager started comes first, in the order of its start: whose program it is, the unit's is. What was
+/// put into the unit later is measured by that.
+fn from_the_first(picture: &Picture) -> Vec<&Process> {
+    let mut processes: Vec<&Process> = picture.processes.iter().collect();
+    processes.sort_by_key(|process| (process.parent != 1, process.start, process.pid));
+    processes
+}
+
+/// Looked up once for each program: the database is read as a whole.
+struct Owners<'a> {
+    packages: &'a Packages,
+    known: HashMap<PathBuf, Option<Owner>>,
+}
+
+impl<'a> Owners<'a> {
+    fn of(packages: &'a Packages) -> Self {
+        Self { packages, known: HashMap::new() }
+    }
+
+    fn owner(&mut self, exe: &Path, pid: u32) -> Option<Owner> {
+        let read = || self.packages.owner(exe, Path::new(&format!("/proc/{pid}/exe")));
+        self.known.entry(exe.to_owned()).or_insert_with(read).clone()
+    }
+
+    /// Of the same package as the agent, and as it brought it; an agent of no package is its own program alone.
+    fn belongs(&mut self, offer: &Offer, exe: &Path, pid: u32) -> bool {
+        if exe == offer.exe {
+            return true;
+        }
+        match (&offer.owner, self.owner(exe, pid)) {
+            (Some(agents), Some(owner)) => agents.package == owner.package && owner.intact != Intact::No,
+            _ => false,
+        }
+    }
+}
+
 fn add(
     offers: &mut BTreeMap<String, Offer>,
     picture: &Picture,
-    packages: &Packages,
+    owners: &mut Owners<'_>,
     process: &Process,
     kind: Option<&'static str>,
 ) {
@@ -188,12 +236,16 @@ fn add(
     let offer = offers.entry(name.clone()).or_insert_with(|| Offer {
         name,
         unit,
-        owner: packages.owner(&exe, Path::new(&format!("/proc/{}/exe", process.pid))),
-        exe,
+        owner: owners.owner(&exe, process.pid),
+        exe: exe.clone(),
         pid: process.pid,
         kind,
         ..Offer::default()
     });
+    if !owners.belongs(offer, &exe, process.pid) {
+        offer.left_out.push(LeftOut { pid: process.pid, exe });
+        return;
+    }
     offer.pid = offer.pid.min(process.pid);
     let listeners = picture.sockets.listeners();
     for socket in &picture.sockets.all {
@@ -228,19 +280,6 @@ mod tests {
         sock_diag::{Socket, Sockets},
     };
 
-    fn socket(local: &str, remote: &str, inode: u32) -> Socket {
-        Socket {
-            protocol: 6,
-            state: SocketState::Established,
-            local: local.parse().unwrap(),
-            remote: remote.parse().unwrap(),
-            interface: 0,
-            cookie: 0,
-            inode,
-            uid: 0,
-        }
-    }
-
     fn process(pid: u32, exe: &str, unit: &str, sockets: &[u32]) -> Process {
         Process {
             pid,
@@ -254,9 +293,9 @@ mod tests {
 
     fn picture(processes: Vec<Process>) -> Picture {
         let all = vec![
-            socket("192.0.2.1:41000", "192.0.2.40:6514", 1),
-            socket("192.0.2.1:41001", "203.0.113.9:4444", 2),
-            socket("127.0.0.1:41002", "127.0.0.1:9000", 3),
+            Socket::tcp("192.0.2.1:41000", "192.0.2.40:6514", 1),
+            Socket::tcp("192.0.2.1:41001", "203.0.113.9:4444", 2),
+            Socket::tcp("127.0.0.1:41002", "127.0.0.1:9000", 3),
         ];
         Picture {
             sockets: Sockets { all, ..Sockets::default() },
@@ -270,8 +309,6 @@ mod tests {
 
     #[test]
     fn an_agent_is_known_by_its_executable_and_its_unit() {
-        let root = tempfile::tempdir().unwrap();
-        let _ = root;
         let packages = Packages::default();
         let found = find(&picture(vec![process(10, "/usr/sbin/rsyslogd", "rsyslog.service", &[1, 3])]), &packages);
         assert_eq!(found.len(), 1);
@@ -285,6 +322,19 @@ mod tests {
         ] {
             assert!(find(&picture(vec![process(10, exe, unit, &[2])]), &packages).is_empty(), "{exe} {unit}");
         }
+    }
+
+    /// Somebody's process in the agent's unit: its connections are nobody's that was meant.
+    #[test]
+    fn what_only_stands_in_the_unit_is_left_out() {
+        let packages = Packages::default();
+        let mut agent = process(20, "/usr/local/bin/shipper", "shipper.service", &[1]);
+        agent.parent = 1;
+        let intruder = process(10, "/dev/shm/.x", "shipper.service", &[2]);
+        let offer = named("shipper", &[], &picture(vec![intruder, agent]), &packages).unwrap();
+        assert_eq!(offer.exe, Path::new("/usr/local/bin/shipper"));
+        assert_eq!(offer.outbound, BTreeMap::from([("tcp/6514".to_owned(), vec!["192.0.2.40".parse().unwrap()])]));
+        assert_eq!(offer.left_out, [LeftOut { pid: 10, exe: "/dev/shm/.x".into() }]);
     }
 
     #[test]

@@ -224,6 +224,14 @@ impl Plan {
                     package(offer)
                 )?;
                 label = "";
+                for other in &offer.left_out {
+                    let exe = escape_line(&other.exe.display().to_string());
+                    writeln!(
+                        text,
+                        "{label:<10}  NOT KEPT: {exe} pid {} is in its unit, and not of its package",
+                        other.pid
+                    )?;
+                }
             }
             if label.is_empty() && offers == &self.offered {
                 writeln!(text, "{:<10}  cut unless kept: --keep NAME", "")?;

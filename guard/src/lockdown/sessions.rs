@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use crate::host::processes::{Process, Processes};
+use crate::host::{
+    processes::{Process, Processes},
+    ssh,
+};
 
 /// Clock ticks of `/proc/PID/stat` to boot-time nanoseconds: USER_HZ is 100 wherever guard runs.
 const NS_PER_TICK: u64 = 10_000_000;
@@ -24,11 +27,6 @@ pub struct Behind {
 pub struct Family<'a> {
     processes: &'a Processes,
     children: HashMap<u32, Vec<u32>>,
-}
-
-#[must_use]
-pub fn is_ssh_server(process: &Process) -> bool {
-    matches!(process.program(), Some("sshd" | "sshd-session" | "sshd-auth" | "dropbear"))
 }
 
 impl<'a> Family<'a> {
@@ -61,7 +59,7 @@ impl<'a> Family<'a> {
         }
         for pid in &todo {
             let Some(process) = self.processes.get(*pid) else { continue };
-            if is_ssh_server(process) {
+            if ssh::is_server(process) {
                 continue;
             }
             behind.uid.get_or_insert(process.uid);

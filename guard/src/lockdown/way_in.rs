@@ -11,7 +11,7 @@ use guard_common::Direction;
 use ipnet::{IpNet, Ipv6Net};
 use serde::Serialize;
 
-use super::sessions::{Behind, Family, is_ssh_server};
+use super::sessions::{Behind, Family};
 use crate::{
     host::{
         held::HeldFlow,
@@ -19,6 +19,7 @@ use crate::{
         route::{Routes, Way as Route},
         session::Carrier,
         sock_diag::{Socket, SocketState},
+        ssh,
     },
     kernel::{self, Device, Selection},
 };
@@ -175,7 +176,7 @@ impl WayIn {
     }
 
     fn find_candidates(&mut self, picture: &Picture, family: &Family<'_>) {
-        let ports: Vec<u16> = ssh_ports(picture);
+        let ports: Vec<u16> = ssh::listening(picture);
         for socket in established(picture).filter(|socket| ports.contains(&socket.local.port())) {
             let Some((other, behind)) = other(picture, family, socket) else { continue };
             let git = !behind.terminal
@@ -239,25 +240,8 @@ fn other(picture: &Picture, family: &Family<'_>, socket: &Socket) -> Option<(Oth
     Some((other, behind))
 }
 
-fn ssh_ports(picture: &Picture) -> Vec<u16> {
-    let mut ports: Vec<u16> = picture
-        .sockets
-        .all
-        .iter()
-        .filter(|socket| socket.protocol == 6 && socket.state == SocketState::Listen)
-        .filter(|socket| {
-            // systemd holds the port where sshd is started by its socket.
-            socket.local.port() == 22 || picture.processes.holders(picture.sockets.holder(socket)).any(is_ssh_server)
-        })
-        .map(|socket| socket.local.port())
-        .collect();
-    ports.sort_unstable();
-    ports.dedup();
-    ports
-}
-
 fn ssh_services(picture: &Picture) -> Vec<String> {
-    let ports = ssh_ports(picture);
+    let ports = ssh::listening(picture);
     if ports.is_empty() { vec!["tcp/22".to_owned()] } else { ports.iter().map(|port| format!("tcp/{port}")).collect() }
 }
 
@@ -348,20 +332,6 @@ mod tests {
         sock_diag::Sockets,
     };
 
-    fn socket(local: &str, remote: &str, inode: u32) -> Socket {
-        let remote: SocketAddr = remote.parse().unwrap();
-        Socket {
-            protocol: 6,
-            state: if remote.port() == 0 { SocketState::Listen } else { SocketState::Established },
-            local: local.parse().unwrap(),
-            remote,
-            interface: 0,
-            cookie: u64::from(inode),
-            inode,
-            uid: 0,
-        }
-    }
-
     fn process(pid: u32, parent: u32, program: &str, tty: u32, sockets: &[u32]) -> Process {
         Process {
             pid,
@@ -377,11 +347,11 @@ mod tests {
     fn picture() -> Picture {
         let own = std::process::id();
         let all = vec![
-            socket("0.0.0.0:22", "0.0.0.0:0", 100),
-            socket("192.0.2.1:22", "198.51.100.7:4000", 101),
-            socket("192.0.2.1:22", "198.51.100.7:4001", 102),
-            socket("192.0.2.1:22", "203.0.113.9:4002", 103),
-            socket("192.0.2.1:41000", "192.0.2.80:3306", 104),
+            Socket::tcp("0.0.0.0:22", "0.0.0.0:0", 100),
+            Socket::tcp("192.0.2.1:22", "198.51.100.7:4000", 101),
+            Socket::tcp("192.0.2.1:22", "198.51.100.7:4001", 102),
+            Socket::tcp("192.0.2.1:22", "203.0.113.9:4002", 103),
+            Socket::tcp("192.0.2.1:41000", "192.0.2.80:3306", 104),
         ];
         let processes = vec![
             process(1, 0, "sshd", 0, &[100]),

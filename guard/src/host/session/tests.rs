@@ -5,20 +5,6 @@ use super::*;
 const CLIENT: &str = "198.51.100.7:4000";
 const SERVER: &str = "192.0.2.1:22";
 
-fn socket(local: &str, remote: &str, inode: u32) -> Socket {
-    let remote: SocketAddr = remote.parse().unwrap();
-    Socket {
-        protocol: 6,
-        state: if remote.port() == 0 { SocketState::Listen } else { SocketState::Established },
-        local: local.parse().unwrap(),
-        remote,
-        interface: 0,
-        cookie: u64::from(inode),
-        inode,
-        uid: 0,
-    }
-}
-
 fn process(pid: u32, parent: u32, program: &str, sockets: &[u32]) -> Process {
     Process {
         pid,
@@ -64,7 +50,7 @@ fn ssh() -> Scene {
             process(12, 11, "sudo", &[]),
             process(13, 12, "guard", &[]),
         ],
-        sockets: vec![socket("0.0.0.0:22", "0.0.0.0:0", 100), socket(SERVER, CLIENT, 101)],
+        sockets: vec![Socket::tcp("0.0.0.0:22", "0.0.0.0:0", 100), Socket::tcp(SERVER, CLIENT, 101)],
         unix_peers: HashMap::new(),
         held: Vec::new(),
     }
@@ -92,7 +78,7 @@ fn the_console_has_none() {
 fn a_port_forward_of_the_session_is_not_the_session() {
     let mut scene = ssh();
     scene.processes[1].sockets.push(102);
-    scene.sockets.push(socket("192.0.2.1:50000", "203.0.113.9:443", 102));
+    scene.sockets.push(Socket::tcp("192.0.2.1:50000", "203.0.113.9:443", 102));
     let session = scene.session(13, None);
     assert_eq!(session.carriers.len(), 1);
     assert_eq!(session.carriers[0].remote, CLIENT.parse().unwrap());
@@ -146,7 +132,7 @@ fn under_mosh_by_its_peers_else_by_its_login() {
     let mut scene = ssh();
     // mosh-server (20) left the session that started it, and has a shell (21) of its own.
     scene.processes.extend([process(20, 1000, "mosh-server", &[600]), process(21, 20, "bash", &[])]);
-    let mut udp = socket("192.0.2.1:60001", "0.0.0.0:0", 600);
+    let mut udp = Socket::tcp("192.0.2.1:60001", "0.0.0.0:0", 600);
     (udp.protocol, udp.state) = (UDP, SocketState::Close);
     scene.sockets.push(udp);
     let carriers = scene.session(21, None).carriers;
@@ -179,9 +165,9 @@ fn under_mosh_by_its_peers_else_by_its_login() {
 fn a_tunnel_is_followed_to_the_outside() {
     let mut scene = ssh();
     // The session comes in over loopback, from an agent (40) that dialled out.
-    scene.sockets[1] = socket("127.0.0.1:22", "127.0.0.1:4000", 101);
-    scene.sockets.push(socket("127.0.0.1:4000", "127.0.0.1:22", 401));
-    scene.sockets.push(socket("192.0.2.1:50001", "203.0.113.9:443", 402));
+    scene.sockets[1] = Socket::tcp("127.0.0.1:22", "127.0.0.1:4000", 101);
+    scene.sockets.push(Socket::tcp("127.0.0.1:4000", "127.0.0.1:22", 401));
+    scene.sockets.push(Socket::tcp("192.0.2.1:50001", "203.0.113.9:443", 402));
     scene.processes.push(process(40, 1, "agent", &[401, 402]));
     let session = scene.session(13, None);
     assert_eq!(session.carriers.len(), 1);
