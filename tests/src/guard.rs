@@ -228,6 +228,22 @@ impl Guard {
         daemon.finish(PATIENCE)
     }
 
+    /// What a reboot leaves: nothing in the kernel, no process, and the state directory.
+    pub fn reboot(&mut self) -> Result<()> {
+        // The daemon would put back what is taken away.
+        if let Some(pid) = self.status()?["daemon"]["pid"].as_i64() {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
+            // What it holds goes with it, a moment later.
+            self.status_until(PATIENCE, |status| status["daemon"].is_null())?;
+        }
+        self.daemon = None;
+        let pins = format!("/sys/fs/bpf/guard/{}", self.instance);
+        let gone = run(self.place.command("rm").args(["-rf", &pins]), PATIENCE)?;
+        ensure!(gone.good(), "{}", gone.text());
+        ensure!(self.status()?["mode"] == "none", "as after a reboot");
+        Ok(())
+    }
+
     #[must_use]
     pub fn daemon(&self) -> Option<&Process> {
         self.daemon.as_ref()

@@ -15,7 +15,6 @@ use crate::{
         control, kept,
         report::duration,
         state_dir::{Kept, Manifest, StateDir},
-        way_back::Within,
     },
     host::picture::{Picture, on_terminal},
     journal::{self, Event},
@@ -280,18 +279,14 @@ fn publish(
     args: &ExceptionArgs,
 ) -> anyhow::Result<Changed> {
     let change = Change {
-        policy: base,
-        source: &manifest.source,
         audit: manifest.audit,
         exceptions,
-        again: true,
+        from: Some(Kept::Active),
         dry_run: args.dry_run,
         cut_me: args.cut_me,
-        // A deny that cuts this session is refused, and an allow cuts nothing.
-        within: Within::Never,
+        // For good: a deny that cuts this session is refused, and an allow cuts nothing.
         on_terminal: on_terminal(),
-        lockdown: None,
-        restores: false,
+        ..Change::new(base, &manifest.source)
     };
     change::change(engine, state, &Picture::read()?, &change)
 }

@@ -9,13 +9,13 @@ use crate::{
         change, control,
         engine::Engine,
         kept,
-        state_dir::{Kept, StateDir},
+        state_dir::{Kept, Manifest, StateDir},
     },
     host::{person::Person, picture::Picture},
     journal::{self, Event},
     lockdown::{
         act, logins,
-        mark::{self, Mark},
+        mark::{self, Confirmed, Mark},
     },
 };
 
@@ -58,13 +58,31 @@ pub fn run(args: &ConfirmArgs, global: &Global) -> anyhow::Result<Exit> {
             return answer(global, false, &doubt);
         }
         lock = state.lock()?;
+        let same = |now: &Option<(Manifest, Mark)>| {
+            let now = now.as_ref().map(|(_, now)| (&now.at_boot_ns, now.at));
+            now == Some((&mark.at_boot_ns, mark.at))
+        };
+        if change::settle(&mut engine, &state)? || !same(&mark::holding(&state)?) {
+            control::tell(&state.socket(), &control::Request::Changed);
+            return answer(
+                global,
+                false,
+                "not confirmed: what was asked about does not hold any more; see guard status",
+            );
+        }
     }
-    Engine::confirm(&mut engine)?;
     let person = Person::now(args.by.named.as_deref());
     if lockdown.is_some() {
-        mark::confirm(&state, &person)?;
+        act::confirm(&args.instance, &mut engine, &state, &Confirmed::now(person.name.clone()))?;
+    } else {
+        if let Some(error) = change::confirm(&mut engine, &state, |_| ())? {
+            eprintln!(
+                "notice: confirmed, but that could not be written down, and a reboot would return to what was before: {}",
+                output::escape_line(&error.to_string())
+            );
+        }
+        act::keep_second_copy(&args.instance, &state, None);
     }
-    act::keep_second_copy(&args.instance, &state);
     // A manifest that cannot be read only leaves the policy's name out.
     let kept = state.manifest(Kept::Active).ok().flatten();
     let text = if lockdown.is_some() { "the lockdown stays" } else { "the change stays" };

@@ -22,7 +22,6 @@ use crate::{
         way_back::Within,
     },
     host::person::Person,
-    journal::{self, Event},
     lockdown::{
         act::{self, OnTimeout, Order},
         countdown::{self, Outcome},
@@ -46,7 +45,10 @@ pub fn run(args: &LockdownArgs, global: &Global) -> anyhow::Result<Exit> {
         Ok(prepared) => prepared,
         Err(error) => return refused(error, global),
     };
-    show(&prepared.plan, args, global)?;
+    let shown = show(&prepared.plan, args, global);
+    if args.dry_run || !args.yes {
+        shown?;
+    }
     if args.dry_run {
         if !global.json {
             output::print(&format!("\n{}\nnothing was changed (--dry-run)\n", prepared.plan.policy))?;
@@ -69,7 +71,7 @@ pub fn run(args: &LockdownArgs, global: &Global) -> anyhow::Result<Exit> {
             }
         }
     };
-    enforce(args, &found, &prepared, global)
+    enforce(args, &prepared, global)
 }
 
 fn show(plan: &Plan, args: &LockdownArgs, global: &Global) -> io::Result<()> {
@@ -132,24 +134,25 @@ struct Said<'a> {
 }
 
 impl Said<'_> {
-    fn line(&self, good: bool, what: &str, text: &str, began: Option<Instant>) -> io::Result<()> {
+    /// Whoever reads it may be gone: that stops nothing.
+    fn line(&self, good: bool, what: &str, text: &str, began: Option<Instant>) {
         if self.global.json {
-            return Ok(());
+            return;
         }
         let took = began.map(|began| format!("   {:.1} s", began.elapsed().as_secs_f64())).unwrap_or_default();
         let mark = if good { "✔" } else { "✘" };
-        output::print(&format!(" {mark} {what:<20} {}{took}", output::escape_line(text)))
+        let _ = output::print(&format!(" {mark} {what:<20} {}{took}", output::escape_line(text)));
     }
 }
 
-fn enforce(args: &LockdownArgs, found: &Found, prepared: &Prepared, global: &Global) -> anyhow::Result<Exit> {
+fn enforce(args: &LockdownArgs, prepared: &Prepared, global: &Global) -> anyhow::Result<Exit> {
     let said = Said { global };
     let state = StateDir::create(&args.instance.state_dir())?;
     // Before anything changes. It must never be what keeps a host open.
     let mut evidence = match begin_evidence(args) {
         Ok(evidence) => evidence,
         Err(error) => {
-            said.line(false, "state NOT saved", &error.to_string(), None)?;
+            said.line(false, "state NOT saved", &error.to_string(), None);
             None
         }
     };
@@ -157,12 +160,12 @@ fn enforce(args: &LockdownArgs, found: &Found, prepared: &Prepared, global: &Glo
     if let Some(running) = &mut evidence {
         let all = running.take(Duration::from_secs_f64(args.snapshot_within));
         match all {
-            Ok(true) => said.line(true, "state saved", &running.spoken(), Some(began))?,
+            Ok(true) => said.line(true, "state saved", &running.spoken(), Some(began)),
             Ok(false) => {
-                said.line(true, "state saved in part", &format!("{}; the rest follows", running.spoken()), Some(began))?
+                said.line(true, "state saved in part", &format!("{}; the rest follows", running.spoken()), Some(began))
             }
             Err(error) => {
-                said.line(false, "state NOT saved", &error.to_string(), None)?;
+                said.line(false, "state NOT saved", &error.to_string(), None);
                 evidence = None;
             }
         }
@@ -171,7 +174,7 @@ fn enforce(args: &LockdownArgs, found: &Found, prepared: &Prepared, global: &Glo
     let began = Instant::now();
     let options = args.options();
     let order = Order {
-        instance: &args.instance.instance,
+        instance: &args.instance,
         state: &state,
         options: &options,
         prepared,
@@ -187,7 +190,9 @@ fn enforce(args: &LockdownArgs, found: &Found, prepared: &Prepared, global: &Glo
         Err(error) => {
             if let Some(failed) = error.downcast_ref::<act::Failed>() {
                 if global.json {
-                    output::json_line(&serde_json::json!({ "event": "failed", "why": failed.why, "now": failed.now }))?;
+                    let _ = output::json_line(
+                        &serde_json::json!({ "event": "failed", "why": failed.why, "now": failed.now }),
+                    );
                 }
                 let text = output::escape(&failed.to_string());
                 eprintln!("{}", output::Style::stderr().error(&text));
@@ -197,51 +202,47 @@ fn enforce(args: &LockdownArgs, found: &Found, prepared: &Prepared, global: &Glo
         }
     };
     let contained = began.elapsed();
-    let interfaces = done.kernel.interfaces()?.iter().filter(|line| line.guarded).count();
-    said.line(true, "enforcing", &format!("{}, IPv4 and IPv6", counted(interfaces, "interface")), Some(began))?;
-    said.line(true, "proven from inside", &done.proof.passed.join(" · "), None)?;
+    // It holds. From here on nothing that goes wrong ends the command before it has said so.
+    let interfaces = done.kernel.interfaces().unwrap_or_default().iter().filter(|line| line.guarded).count();
+    said.line(true, "enforcing", &format!("{}, IPv4 and IPv6", counted(interfaces, "interface")), Some(began));
+    said.line(true, "proven from inside", &done.proof.passed.join(" · "), None);
     for note in &done.proof.notes {
-        said.line(true, "not tried", note, None)?;
+        said.line(true, "not tried", note, None);
     }
-    let cut = cut_now(args, found, &mut done, &state, &said)?;
-    let recording = if args.foreground || state.daemon_runs()? {
+    let cut = cut_now(args, prepared, &mut done, &state, &said).unwrap_or_else(|error| {
+        said.line(false, "NOT cut", &format!("{error:#}; what is not allowed drops all the same"), None);
+        Vec::new()
+    });
+    let recording = if args.foreground || state.daemon_runs().unwrap_or(false) {
         control::tell(&state.socket(), &control::Request::Changed);
         None
     } else {
         match detach::start(&args.instance.instance, &state) {
             Ok(pid) => Some(pid),
             Err(error) => {
-                said.line(false, "NOT RECORDING", &format!("{error}; enforcement goes on"), None)?;
+                said.line(false, "NOT RECORDING", &format!("{error}; enforcement goes on"), None);
                 None
             }
         }
     };
-    if args.confirm_within == Within::Never {
-        let _lock = state.lock()?;
-        Engine::confirm(&mut done.kernel)?;
-        mark::confirm(&state, &person)?;
-        act::keep_second_copy(&args.instance, &state);
-        journal::record(state.path(), &args.by.entry(Event::Confirm, "the lockdown stays (--confirm-within none)"));
-    }
     let clock = Clock::read().unwrap_or(Clock::at_boot(0));
     let until_ns = done.kernel.word().deadline_ms().map(|ms| clock.unix_ns(ms * 1_000_000));
     let until = until_ns.map(output::utc);
-    if global.json {
+    let _ = if global.json {
         output::json_line(&serde_json::json!({
-
             "event": "contained", "until": until, "until_unix_ms": until_ns.map(|ns| (ns / 1_000_000) as i64),
             "contained_ms": contained.as_millis() as u64,
             "generation": done.changed.generation, "policy_sha256": done.changed.policy_sha256, "proof": done.proof,
             "would_cut": done.changed.impact.would_cut.len(), "ended": cut, "recording": recording,
-        }))?;
+        }))
     } else {
-        output::print(&contained_text(args, until.as_deref()))?;
-    }
+        output::print(&contained_text(args, until.as_deref()))
+    };
     // Whatever was not read yet.
     if let Some(evidence) = evidence
         && let Err(error) = evidence.finish()
     {
-        said.line(false, "state NOT saved", &error.to_string(), None)?;
+        said.line(false, "state NOT saved", &error.to_string(), None);
     }
     if args.foreground {
         drop(done);
@@ -265,21 +266,23 @@ fn begin_evidence(args: &LockdownArgs) -> Result<Option<Evidence>, snapshot::Wri
 /// What does not wait for the confirmation.
 fn cut_now(
     args: &LockdownArgs,
-    found: &Found,
+    prepared: &Prepared,
     done: &mut act::Done,
     state: &StateDir,
     said: &Said<'_>,
 ) -> anyhow::Result<Vec<Destroyed>> {
     let flows = done.changed.impact.would_cut.len();
-    let chosen: Vec<u64> =
-        found.way_in.others.iter().filter(|other| args.cut.contains(&other.pid)).map(|other| other.cookie).collect();
+    // As answered, not as the command line has it.
+    let plan = &prepared.plan;
+    let others = plan.way_in.others.iter().filter(|other| plan.cut_sessions.contains(&other.pid));
+    let chosen: Vec<u64> = others.map(|other| other.cookie).collect();
     if !args.destroy_now && chosen.is_empty() {
         said.line(
             true,
             "cut",
             &format!("{} drop; their sockets are ended when you confirm", counted(flows, "flow")),
             None,
-        )?;
+        );
         return Ok(Vec::new());
     }
     let (ended, problems) = act::destroy(&done.kernel, state, &done.policy, &chosen, !args.destroy_now)?;
@@ -289,14 +292,14 @@ fn cut_now(
         "cut",
         &format!("{} drop; {} ended", counted(flows, "flow"), counted(ended.len() - failed, "socket")),
         None,
-    )?;
+    );
     for socket in &ended {
         if let Some(error) = &socket.error {
-            said.line(false, "not ended", &format!("{}: {error}", socket.flow), None)?;
+            said.line(false, "not ended", &format!("{}: {error}", socket.flow), None);
         }
     }
     for problem in problems {
-        said.line(false, "not looked at", &problem, None)?;
+        said.line(false, "not looked at", &problem, None);
     }
     if args.destroy_now {
         let _lock = state.lock()?;
@@ -332,35 +335,43 @@ fn contained_text(args: &LockdownArgs, until: Option<&str>) -> String {
 
 fn outcome(args: &LockdownArgs, done: &mut act::Done, state: &StateDir, global: &Global) -> anyhow::Result<Exit> {
     let suffix = args.instance.suffix();
-    let (event, text, exit) = match countdown::wait(&mut done.kernel, state, done.changed.generation, args.wall)? {
-        Outcome::Confirmed => {
-            ("confirmed", format!("CONFIRMED. next  guard status{suffix} · guard restore{suffix}"), Exit::Good)
-        }
-        Outcome::RolledBack => {
-            let read = done.kernel.read_back()?;
-            let now = match change::in_force(&read) {
-                Some((_, generation)) => format!("generation {generation} is in force again"),
-                None => {
-                    format!("no policy is in force, everything passes (guard release{suffix} takes the hooks away)")
-                }
-            };
-            ("rolled_back", format!("NOT CONFIRMED: undone; {now}"), Exit::No)
-        }
-    };
-    if global.json {
-        output::json_line(&serde_json::json!({ "event": event, "message": text }))?;
+    let (event, text, exit) =
+        match countdown::wait(&mut done.kernel, state, done.changed.generation, &done.mark, args.wall)? {
+            Outcome::Confirmed => {
+                ("confirmed", format!("CONFIRMED. next  guard status{suffix} · guard restore{suffix}"), Exit::Good)
+            }
+            Outcome::RolledBack => {
+                let read = done.kernel.read_back()?;
+                let now = match change::in_force(&read) {
+                    Some((_, generation)) => format!("generation {generation} is in force again"),
+                    None => {
+                        format!("no policy is in force, everything passes (guard release{suffix} takes the hooks away)")
+                    }
+                };
+                ("rolled_back", format!("NOT CONFIRMED: undone; {now}"), Exit::No)
+            }
+        };
+    // Nobody may read it any more; the exit code still says how it ended.
+    let _ = if global.json {
+        output::json_line(&serde_json::json!({ "event": event, "message": text }))
     } else {
-        output::print(&text)?;
-    }
+        output::print(&text)
+    };
     Ok(exit)
 }
 
-/// Of an instance that runs, what it has; else what would be guarded.
+/// Of an instance that runs, what it has; and what would be guarded.
 fn guarded(args: &LockdownArgs) -> anyhow::Result<Guarded> {
     let (generation, lines, tables) = match attached::open(&args.instance.instance)? {
         Some(kernel) => {
             let engine: &dyn Engine = &kernel;
-            (engine.next_generation()?, engine.interfaces()?, engine.flows()?)
+            let mut lines = engine.interfaces()?;
+            // What it does not guard yet, and the lockdown will (ports of containers, say).
+            let more = attached::preview(&args.options())?.into_iter();
+            lines.extend(more.filter(|line| line.guarded));
+            lines.sort_by_key(|line| (line.index, !line.guarded));
+            lines.dedup_by_key(|line| line.index);
+            (engine.next_generation()?, lines, engine.flows()?)
         }
         None => (1, attached::preview(&args.options())?, Vec::new()),
     };

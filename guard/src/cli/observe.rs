@@ -49,6 +49,7 @@ pub fn run(args: &ObserveArgs, global: &Global) -> anyhow::Result<Exit> {
     drop(state);
     let run = run::RunArgs {
         policy: path,
+        resume: false,
         audit: true,
         shield: false,
         place: args.place.clone(),

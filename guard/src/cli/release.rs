@@ -10,7 +10,7 @@ use crate::{
     },
     host::sock_diag::{self, SocketState},
     journal::{self, Event},
-    lockdown::{act, mark},
+    lockdown::{mark, marker},
 };
 
 /// Take everything down: this host is open again
@@ -36,10 +36,9 @@ pub fn run(args: &ReleaseArgs, global: &Global) -> anyhow::Result<Exit> {
         Err(StateError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error.into()),
     };
-    if let Some(state) = &state
-        && lockdown_holds(instance, state)
-        && let Some(refusal) = not_meant(args)?
-    {
+    let copy = marker::path(&args.instance).filter(|copy| copy.exists());
+    let lockdown = copy.is_some() || state.as_ref().is_some_and(|state| lockdown_holds(instance, state));
+    if lockdown && let Some(refusal) = not_meant(args)? {
         if global.json {
             output::json_line(&serde_json::json!({ "released": false, "message": refusal }))?;
         } else {
@@ -51,20 +50,24 @@ pub fn run(args: &ReleaseArgs, global: &Global) -> anyhow::Result<Exit> {
     let released = attached::release(instance)?;
     if let Some(state) = &state {
         state.forget()?;
-        act::keep_second_copy(&args.instance, state);
         drop(lock);
         control::tell(&state.socket(), &control::Request::Released);
-        if released {
-            journal::record(
-                state.path(),
-                &args.by.entry(Event::Release, "nothing is attached any more, everything passes"),
-            );
+        if released || lockdown {
+            let mut text = String::from("nothing is attached any more, everything passes");
+            if lockdown {
+                text.push_str("; the lockdown is over");
+            }
+            journal::record(state.path(), &args.by.entry(Event::Release, text));
         }
     }
-    let text = if released {
-        "released: nothing of guard is attached any more, everything passes".to_owned()
-    } else {
-        format!("nothing of guard is attached here (instance {instance})")
+    // Whatever became of the state directory. What stays there would lock this host down at its next start.
+    if let Some(copy) = copy {
+        marker::remove(&copy)?;
+    }
+    let text = match (released, lockdown) {
+        (true, _) => "released: nothing of guard is attached any more, everything passes".to_owned(),
+        (false, true) => "released: nothing of guard was attached; the lockdown that was kept here is over".to_owned(),
+        (false, false) => format!("nothing of guard is attached here (instance {instance})"),
     };
     if global.json {
         output::json_line(&serde_json::json!({ "released": released, "message": text }))?;
@@ -76,7 +79,10 @@ pub fn run(args: &ReleaseArgs, global: &Global) -> anyhow::Result<Exit> {
 
 /// What cannot be read must not keep anybody from taking guard down.
 fn lockdown_holds(instance: &str, state: &StateDir) -> bool {
-    let Ok(Some(mut engine)) = attached::open(instance) else { return false };
+    let Ok(Some(mut engine)) = attached::open(instance) else {
+        // After a reboot: what `guard run` would put in force again.
+        return mark::kept(state).ok().flatten().is_some();
+    };
     if let Ok(_lock) = state.lock() {
         // One that nobody confirmed in time is over.
         let _ = change::settle(&mut engine, state);

@@ -5,14 +5,14 @@ use clap::Args;
 use super::{ByArgs, Exit, Global, InstanceArgs, output};
 use crate::{
     daemon::{
-        attached,
-        change::{self, Change, audited},
+        attached::{self, Kernel},
+        change::{self, Change, Changed, audited},
         control, kept,
-        state_dir::Kept,
+        state_dir::{Kept, StateDir},
         way_back::Within,
     },
     host::picture::{Picture, on_terminal},
-    journal::{self, Event},
+    journal::{self, Entry, Event},
     lockdown::{afterwards, mark},
 };
 
@@ -83,28 +83,41 @@ pub fn run(args: &ReloadArgs, global: &Global) -> anyhow::Result<Exit> {
         return Ok(Exit::Good);
     }
     let change = Change {
-        policy: &policy,
-        source: &source,
         audit,
         exceptions: kept::exceptions(&state)?,
-        again: false,
         dry_run: args.dry_run,
         cut_me: args.cut_me,
         within: args.confirm_within.unwrap_or_default(),
         on_terminal: on_terminal(),
-        lockdown: None,
-        restores: false,
+        ..Change::new(&policy, &source)
     };
-    let changed = change::change(&mut engine, &state, &Picture::read()?, &change)?;
+    let entry = args.by.entry(Event::Reload, "another policy was put in force");
+    make(&mut engine, &state, &change, entry, &args.instance, global).map(|(exit, _)| exit)
+}
+
+/// One change, written down, told to the daemon, and shown.
+pub(super) fn make(
+    engine: &mut Kernel,
+    state: &StateDir,
+    change: &Change<'_>,
+    entry: Entry,
+    instance: &InstanceArgs,
+    global: &Global,
+) -> anyhow::Result<(Exit, Changed)> {
+    let changed = change::change(engine, state, &Picture::read()?, change)?;
     if changed.published {
-        let entry = args.by.entry(Event::Reload, "another policy was put in force").changed(&changed);
-        journal::record(state.path(), &entry);
+        journal::record(state.path(), &entry.changed(&changed));
         control::tell(&state.socket(), &control::Request::Changed);
     }
-    if global.json {
-        output::json_line(&changed)?;
+    let said = if global.json {
+        output::json_line(&changed)
     } else {
-        output::print(&changed.render(&args.instance.suffix(), args.dry_run))?;
+        output::print(&changed.render(&instance.suffix(), change.dry_run))
+    };
+    // What was changed is changed, though nobody reads it.
+    if change.dry_run {
+        said?;
     }
-    Ok(if args.dry_run && changed.impact.cuts_session() && !args.cut_me { Exit::No } else { Exit::Good })
+    let cuts = change.dry_run && changed.impact.cuts_session() && !change.cut_me;
+    Ok((if cuts { Exit::No } else { Exit::Good }, changed))
 }

@@ -1,17 +1,18 @@
 use clap::Args;
 
-use super::{ByArgs, Exit, Global, InstanceArgs, output};
+use super::{ByArgs, Exit, Global, InstanceArgs, reload};
 use crate::{
     daemon::{
         attached,
         change::{self, Change},
-        control, kept,
+        engine::Engine,
+        kept,
         state_dir::Kept,
         way_back::{DEFAULT_WITHIN, Within},
     },
-    host::picture::{Picture, on_terminal},
-    journal::{self, Event},
-    lockdown::mark,
+    host::picture::on_terminal,
+    journal::Event,
+    lockdown::{act, mark},
     record::clock::unix_now,
 };
 
@@ -45,10 +46,9 @@ pub fn run(args: &RestoreArgs, global: &Global) -> anyhow::Result<Exit> {
     let Some((_, mark)) = mark::holding(&state)? else {
         anyhow::bail!("no lockdown holds here; guard status says what does");
     };
-    if mark.confirmed.is_none() && !args.dry_run {
-        anyhow::bail!(
-            "the lockdown is not confirmed: `guard rollback{suffix}` brings back what was before it; nothing was changed"
-        );
+    if engine.read_back()?.state.word.is_pending() && !args.dry_run {
+        let what = if mark.confirmed.is_none() { "the lockdown is not confirmed" } else { "a change is not confirmed" };
+        anyhow::bail!("{what}: `guard rollback{suffix}` brings back what was before it; nothing was changed");
     }
     let Some((manifest, policy)) = kept::base(&state, Kept::Afterwards)? else {
         anyhow::bail!(
@@ -57,28 +57,20 @@ pub fn run(args: &RestoreArgs, global: &Global) -> anyhow::Result<Exit> {
         );
     };
     let change = Change {
-        policy: &policy,
-        source: &manifest.source,
         audit: manifest.audit,
         exceptions: kept::holding(&manifest, i64::try_from(unix_now() / 1_000_000_000).unwrap_or(0)),
-        again: false,
+        from: Some(Kept::Afterwards),
         dry_run: args.dry_run,
         cut_me: args.cut_me,
         within: args.confirm_within.unwrap_or(Within::For(DEFAULT_WITHIN)),
         on_terminal: on_terminal(),
-        lockdown: None,
-        restores: true,
+        ..Change::new(&policy, &manifest.source)
     };
-    let changed = change::change(&mut engine, &state, &Picture::read()?, &change)?;
-    if changed.published {
-        let entry = args.by.entry(Event::Restore, "the policy kept for after the lockdown was put in force");
-        journal::record(state.path(), &entry.changed(&changed));
-        control::tell(&state.socket(), &control::Request::Changed);
+    let entry = args.by.entry(Event::Restore, "the policy kept for after the lockdown was put in force");
+    let (exit, changed) = reload::make(&mut engine, &state, &change, entry, &args.instance, global)?;
+    if changed.published && changed.confirm_within.is_none() {
+        // Nothing is left to confirm: the lockdown is over.
+        act::keep_second_copy(&args.instance, &state, None);
     }
-    if global.json {
-        output::json_line(&changed)?;
-    } else {
-        output::print(&changed.render(&suffix, args.dry_run))?;
-    }
-    Ok(if args.dry_run && changed.impact.cuts_session() && !args.cut_me { Exit::No } else { Exit::Good })
+    Ok(exit)
 }

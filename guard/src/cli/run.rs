@@ -1,7 +1,10 @@
-use std::path::PathBuf;
+mod resume;
+
+use std::{io, path::PathBuf};
 
 use clap::Args;
 
+use self::resume::Resumed;
 use super::{ByArgs, Exit, Global, InstanceArgs, output};
 use crate::{
     daemon::{
@@ -17,7 +20,6 @@ use crate::{
     },
     host::picture::{Picture, on_terminal},
     journal::{self, Entry, Event, Footprint},
-    lockdown::{act, afterwards, mark, marker},
     policy::{
         effective::hex,
         exceptions::{Exception, compose},
@@ -53,11 +55,19 @@ pub struct PlaceArgs {
 #[command(after_help = "Examples:\n  \
     guard run policy.yaml --audit          # decide and record, drop nothing\n  \
     guard run policy.yaml --dry-run        # what would be cut\n  \
-    guard run policy.yaml                  # from a remote terminal: undone unless you `guard confirm` within 2 min\n\n\
+    guard run policy.yaml                  # from a remote terminal: undone unless you `guard confirm` within 2 min\n  \
+    guard run --resume policy.yaml         # what was in force before a reboot; as a unit starts it\n\n\
     Ending the command ends the recording; the kernel still enforces until `guard release`.")]
 pub struct RunArgs {
     #[arg(value_name = "POLICY")]
     pub policy: PathBuf,
+    /// Put in force again what was in force before a restart or a reboot; POLICY, where nothing was
+    ///
+    /// What is kept counts with its exceptions, whatever became of POLICY since: `guard reload POLICY` changes it. A
+    /// change that nobody had confirmed when the machine went down is over, and what held before it comes back. Without
+    /// this, only a lockdown comes back by itself.
+    #[arg(long)]
+    pub resume: bool,
     /// Decide and record as ever, but drop nothing, whatever mode the policy names
     #[arg(long)]
     pub audit: bool,
@@ -83,45 +93,58 @@ pub struct RunArgs {
 }
 
 pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<Exit> {
-    let policy = match kept::read_for(&args.policy, global)? {
-        Ok(policy) => audited(policy, args.audit),
+    if args.dry_run {
+        return match read_policy(args, global)? {
+            Ok(policy) => dry_run(args, &asked(args, &policy), global),
+            Err(exit) => Ok(exit),
+        };
+    }
+    let state = StateDir::create(&args.instance.state_dir())?;
+    // What is kept comes first: POLICY may be missing or wrong.
+    let lock = state.lock()?;
+    let lock = match resume::resume(args, &state, lock, global)? {
+        Resumed::Ended(exit) => return Ok(exit),
+        Resumed::Nothing(lock) => lock,
+    };
+    let policy = match read_policy(args, global)? {
+        Ok(policy) => policy,
         Err(exit) => return Ok(exit),
     };
-    let change = Change {
-        policy: &policy,
-        source: &args.policy,
+    let Some(_daemon_lock) = state.lock_daemon()? else {
+        anyhow::bail!("a daemon runs already with {}; `guard reload` changes its policy", state.path().display());
+    };
+    let (mut kernel, put) = put_in_force(&args.instance.instance, &options(args), &asked(args, &policy), &state)?;
+    drop(lock);
+    begin(args, &mut kernel, &state, &put, global)
+}
+
+fn read_policy(args: &RunArgs, global: &Global) -> io::Result<Result<Policy, Exit>> {
+    Ok(kept::read_for(&args.policy, global)?.map(|policy| audited(policy, args.audit)))
+}
+
+fn asked<'a>(args: &'a RunArgs, policy: &'a Policy) -> Change<'a> {
+    Change {
         audit: args.audit,
-        exceptions: Vec::new(),
-        again: false,
         dry_run: args.dry_run,
         cut_me: args.cut_me,
         within: args.confirm_within.unwrap_or_default(),
         on_terminal: on_terminal(),
-        lockdown: None,
-        restores: false,
-    };
-    if args.dry_run {
-        return dry_run(args, &change, global);
+        ..Change::new(policy, &args.policy)
     }
+}
 
-    let state = StateDir::create(&args.instance.state_dir())?;
-    if let Some(exit) = in_lockdown(args, &change, &state, global)? {
-        return Ok(exit);
-    }
-    let Some(_daemon_lock) = state.lock_daemon()? else {
-        anyhow::bail!("a daemon runs already with {}; `guard reload` changes its policy", state.path().display());
-    };
-    let (mut kernel, put) = put_in_force(&args.instance.instance, &options(args), &change, &state)?;
-    write_down(args, &kernel, &state, &put);
-    for line in attached::notices(&kernel)? {
+/// Records what was put in force until told to stop.
+fn begin(args: &RunArgs, kernel: &mut Kernel, state: &StateDir, put: &Put, global: &Global) -> anyhow::Result<Exit> {
+    write_down(args, kernel, state, put);
+    for line in attached::notices(kernel)? {
         eprintln!("notice: {}", output::escape_line(&line));
     }
-    let ended = record(&mut kernel, &state, &put, &args.instance, global)?;
+    let ended = record(kernel, state, put, &args.instance, global)?;
     if ended == Ended::Signal {
         journal::record(state.path(), &Entry::new(Event::Stopped, "recording ended by a signal; the kernel goes on"));
-        let how = if is_observing(&hex(&policy.sha256)) {
+        let how = if is_observing(&hex(&put.policy.sha256)) {
             "The kernel goes on letting everything pass, under"
-        } else if enforces_anything(&policy) {
+        } else if enforces_anything(&put.policy) {
             "The kernel still enforces"
         } else {
             "The kernel still audits"
@@ -129,7 +152,7 @@ pub fn run(args: &RunArgs, global: &Global) -> anyhow::Result<Exit> {
         let suffix = args.instance.suffix();
         output::print(&format!(
             "Recording ended. {how} policy {}: `guard run` takes the recording up again, `guard release{suffix}` takes guard down.",
-            output::escape_line(&policy.name)
+            output::escape_line(&put.policy.name)
         ))?;
     }
     Ok(Exit::Good)
@@ -155,103 +178,6 @@ pub fn record_only(instance: &InstanceArgs, global: &Global) -> anyhow::Result<E
         journal::record(state.path(), &Entry::new(Event::Stopped, "recording ended by a signal; the kernel goes on"));
     }
     Ok(Exit::Good)
-}
-
-/// While a lockdown holds, what `run` names is only kept for afterwards. After a reboot the lockdown is put in force again.
-fn in_lockdown(args: &RunArgs, change: &Change<'_>, state: &StateDir, global: &Global) -> anyhow::Result<Option<Exit>> {
-    let mut kernel = attached::open(&args.instance.instance)?;
-    let attached = kernel.is_some();
-    if let Some(kernel) = &mut kernel {
-        let _lock = state.lock()?;
-        change::settle(kernel, state)?;
-    }
-    drop(kernel);
-    let holding = match mark::holding(state) {
-        // What the kernel has stays as it is.
-        Err(error) if attached => return Err(error.into()),
-        Err(error) => {
-            eprintln!("notice: what was in force is not known: {}", output::escape_line(&error.to_string()));
-            return recovered(args, change, state, global);
-        }
-        Ok(holding) => holding,
-    };
-    let Some((manifest, mark)) = holding else {
-        if attached || state.in_force() {
-            return Ok(None);
-        }
-        return recovered(args, change, state, global);
-    };
-    if !attached && mark.confirmed.is_none() {
-        // Nobody confirmed it before the machine went down.
-        let _lock = state.lock()?;
-        state.roll_back()?;
-        return Ok(None);
-    }
-    if manifest.source != std::path::absolute(change.source)? {
-        afterwards::keep(state, change.policy, change.source, change.audit)?;
-        output::print(
-            "a lockdown holds: this policy is kept for afterwards (guard restore), the lockdown is recorded",
-        )?;
-    }
-    if attached {
-        return record_only(&args.instance, global).map(Some);
-    }
-    let Some((manifest, policy)) = kept::base(state, Kept::Active)? else { return Ok(None) };
-    let change = Change {
-        policy: &policy,
-        source: &manifest.source,
-        audit: false,
-        exceptions: Vec::new(),
-        again: true,
-        dry_run: false,
-        cut_me: true,
-        within: Within::Never,
-        on_terminal: false,
-        lockdown: Some(mark),
-        restores: false,
-    };
-    let options = StartOptions { shield: true, ports: true, ..options(args) };
-    let Some(_daemon_lock) = state.lock_daemon()? else {
-        anyhow::bail!("a daemon runs already with {}", state.path().display());
-    };
-    let (mut kernel, put) = put_in_force(&args.instance.instance, &options, &change, state)?;
-    write_down(args, &kernel, state, &put);
-    record(&mut kernel, state, &put, &args.instance, global)?;
-    Ok(Some(Exit::Good))
-}
-
-/// The state directory has nothing, and the second copy says that this host was locked down: it is, again.
-fn recovered(args: &RunArgs, change: &Change<'_>, state: &StateDir, global: &Global) -> anyhow::Result<Option<Exit>> {
-    let Some(path) = marker::path(&args.instance) else { return Ok(None) };
-    let Some(recovery) = marker::read(&path)? else { return Ok(None) };
-    let source = act::write(state, "lockdown.yaml", &recovery.policy)?;
-    let policy = kept::read(&source)?;
-    let lockdown = Change {
-        policy: &policy,
-        source: &source,
-        audit: false,
-        exceptions: Vec::new(),
-        again: false,
-        dry_run: false,
-        cut_me: true,
-        within: Within::Never,
-        on_terminal: false,
-        lockdown: Some(recovery.mark),
-        restores: false,
-    };
-    let options = StartOptions { shield: true, ports: true, ..options(args) };
-    let Some(_daemon_lock) = state.lock_daemon()? else {
-        anyhow::bail!("a daemon runs already with {}", state.path().display());
-    };
-    let (mut kernel, put) = put_in_force(&args.instance.instance, &options, &lockdown, state)?;
-    afterwards::keep(state, change.policy, change.source, change.audit)?;
-    output::print(&format!(
-        "LOCKED DOWN, by the second copy ({}): the state directory has nothing of it. This policy is kept for afterwards",
-        path.display()
-    ))?;
-    write_down(args, &kernel, state, &put);
-    record(&mut kernel, state, &put, &args.instance, global)?;
-    Ok(Some(Exit::Good))
 }
 
 /// For the timeline, with what guard has on this host from now on.
@@ -324,14 +250,14 @@ fn dry_run(args: &RunArgs, change: &Change<'_>, global: &Global) -> anyhow::Resu
     Ok(if cuts_session { Exit::No } else { Exit::Good })
 }
 
-/// Attaches, or adopts what is attached, and puts the policy in force. A first start that fails is taken down again.
+/// Attaches, or adopts what is attached, and puts the policy in force. A first start that fails is taken down again. The
+/// caller holds the lock.
 fn put_in_force(
     instance: &str,
     options: &StartOptions,
     change: &Change<'_>,
     state: &StateDir,
 ) -> anyhow::Result<(Kernel, Put)> {
-    let _lock = state.lock()?;
     let change = &Change { exceptions: carried_over(change.policy, state), ..change.clone() };
     let fresh = attached::open_for_start(instance)?.is_none();
     if fresh {

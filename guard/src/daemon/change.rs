@@ -14,7 +14,7 @@ use super::{
     engine::{Engine, ReadBack},
     impact::{Candidate, Impact, assess},
     kept::last_exception,
-    state_dir::{Kept, Manifest, StateDir},
+    state_dir::{Kept, Manifest, StateDir, StateError},
     way_back::{Within, spare_session},
 };
 use crate::{
@@ -43,8 +43,8 @@ pub struct Change<'a> {
     pub audit: bool,
     /// Temporary exceptions that hold over the policy ([`super::kept::exceptions`] are those of now).
     pub exceptions: Vec<Exception>,
-    /// The policy is the copy in `active/`, published again: its files are taken from there.
-    pub again: bool,
+    /// Where a copy of the policy and its files is kept; `None`: they are the person's own files.
+    pub from: Option<Kept>,
     pub dry_run: bool,
     pub cut_me: bool,
     pub within: Within,
@@ -52,11 +52,29 @@ pub struct Change<'a> {
     pub on_terminal: bool,
     /// It is a lockdown.
     pub lockdown: Option<Mark>,
-    /// It ends one: the policy is the copy kept for afterwards.
-    pub restores: bool,
+    /// After a reboot: it is put in force whether it can be written down or not.
+    pub resumes: bool,
 }
 
-impl Change<'_> {
+impl<'a> Change<'a> {
+    /// For good, and sparing the session that asks.
+    #[must_use]
+    pub fn new(policy: &'a Policy, source: &'a Path) -> Self {
+        Self {
+            policy,
+            source,
+            audit: false,
+            exceptions: Vec::new(),
+            from: None,
+            dry_run: false,
+            cut_me: false,
+            within: Within::Never,
+            on_terminal: false,
+            lockdown: None,
+            resumes: false,
+        }
+    }
+
     /// The policy with its exceptions.
     #[must_use]
     pub fn composed(&self) -> Policy {
@@ -150,7 +168,8 @@ pub fn examine(
 /// Refuses what the change itself forbids: cutting the session that asks.
 pub fn permit(change: &Change<'_>, examined: &Examined) -> anyhow::Result<()> {
     if !change.cut_me {
-        spare_session(&examined.impact)?;
+        let flag = if change.lockdown.is_some() { "--no-keep-session" } else { "--cut-me" };
+        spare_session(&examined.impact, flag)?;
     }
     Ok(())
 }
@@ -204,17 +223,27 @@ pub fn change(
         None
     });
     // The same policy again, with other exceptions or expiries, is still the lockdown.
-    let same = |active: &Manifest| change.again || (change.policy.lockdown && active.source == manifest.source);
-    let still = active.as_ref().filter(|active| !change.restores && same(active));
+    let still = active.as_ref().filter(|active| match change.from {
+        Some(kept) => kept == Kept::Active,
+        None => change.policy.lockdown && active.source == manifest.source,
+    });
     manifest.lockdown = change.lockdown.clone().or(still.and_then(|active| active.lockdown.clone()));
-    if change.lockdown.is_some() && active.is_none_or(|active| active.lockdown.is_none()) {
-        state.keep_for_afterwards()?;
-    }
-    match (change.restores, change.again) {
-        (true, _) => state.prepare_afterwards(&manifest)?,
-        (false, true) => state.prepare_again(&manifest)?,
-        (false, false) => state.prepare(&manifest, &files)?,
-    }
+    let enforces = change.policy.inbound == Mode::Enforce || change.policy.outbound == Mode::Enforce;
+    let deadline = change.within.deadline(change.on_terminal, examined.session.is_remote(), enforces);
+    manifest.unconfirmed = deadline.is_some();
+    let prepare = || -> Result<(), StateError> {
+        if change.lockdown.is_some() && !change.resumes && active.is_none_or(|active| active.lockdown.is_none()) {
+            state.keep_for_afterwards()?;
+        }
+        match change.from {
+            Some(kept) => state.prepare_from(kept, &manifest),
+            None => state.prepare(&manifest, &files),
+        }
+    };
+    let written = match prepare() {
+        Err(error) if !change.resumes => return Err(error.into()),
+        written => written,
+    };
 
     // What began before guard, and was not judged yet: judged like any other from its next packet on.
     let now = engine.now()?;
@@ -226,11 +255,14 @@ pub fn change(
         .collect();
     engine.adopt(&adopted)?;
 
-    let enforces = change.policy.inbound == Mode::Enforce || change.policy.outbound == Mode::Enforce;
-    let deadline = change.within.deadline(change.on_terminal, examined.session.is_remote(), enforces);
     engine.publish(&examined.compiled, deadline)?;
     verify(&engine.read_back()?, &examined.compiled, deadline)?;
-    state.promote(&manifest)?;
+    match written.and_then(|()| state.promote(&manifest)) {
+        Err(error) if change.resumes => {
+            eprintln!("notice: in force, but not written down as such: {}", harmless(&error.to_string()));
+        }
+        promoted => promoted?,
+    }
     changed.published = true;
     changed.confirm_within = deadline.map(|time| time.as_secs());
     Ok(changed)
@@ -246,6 +278,40 @@ pub fn settle(engine: &mut dyn Engine, state: &StateDir) -> anyhow::Result<bool>
     let text = "the change was not confirmed in time: the kernel undid it at its deadline";
     journal::record(state.path(), &Entry::new(Event::Rollback, text).kept(kept.as_ref()));
     Ok(true)
+}
+
+/// Where the kernel has nothing of it (a reboot, a daemon that died in between): what nobody had confirmed is over.
+/// `in_force`: the generation that the kernel judges by.
+pub fn forget_unconfirmed(state: &StateDir, in_force: Option<u32>) -> Result<(), StateError> {
+    while state.manifest(Kept::Active)?.is_some_and(|kept| kept.unconfirmed && Some(kept.generation) != in_force) {
+        state.roll_back()?;
+    }
+    Ok(())
+}
+
+/// Confirms what waits for it. Its manifest is changed first (`write`), and put back where the kernel refuses. That it
+/// cannot be written is returned and keeps nothing from being confirmed: the kernel would undo it.
+pub fn confirm(
+    engine: &mut dyn Engine,
+    state: &StateDir,
+    write: impl FnOnce(&mut Manifest),
+) -> anyhow::Result<Option<StateError>> {
+    let (before, mut unwritten) = match state.manifest(Kept::Active) {
+        Ok(before) => (before, None),
+        Err(error) => (None, Some(error)),
+    };
+    if let Some(before) = &before {
+        let mut manifest = Manifest { unconfirmed: false, ..before.clone() };
+        write(&mut manifest);
+        unwritten = state.rewrite(&manifest).err();
+    }
+    if let Err(refused) = engine.confirm() {
+        if let Some(before) = &before {
+            state.rewrite(before)?;
+        }
+        return Err(refused);
+    }
+    Ok(unwritten)
 }
 
 /// Brings the state directory after a rollback in step with the kernel.
@@ -321,99 +387,4 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::daemon::fake::{FakeEngine, empty_picture, policy_in};
-
-    fn asked<'a>(policy: &'a Policy, source: &'a Path) -> Change<'a> {
-        Change {
-            policy,
-            source,
-            audit: false,
-            exceptions: Vec::new(),
-            again: false,
-            dry_run: false,
-            cut_me: false,
-            within: Within::ByTerminal,
-            on_terminal: false,
-            lockdown: None,
-            restores: false,
-        }
-    }
-
-    #[test]
-    fn publishes_reads_back_and_keeps() {
-        let home = tempfile::tempdir().unwrap();
-        let (policy, source) = policy_in(home.path(), "one", Mode::Enforce);
-        let state = StateDir::create(&home.path().join("state")).unwrap();
-        let mut engine = FakeEngine::default();
-        let changed = change(&mut engine, &state, &empty_picture(), &asked(&policy, &source)).unwrap();
-        assert!(changed.published);
-        assert_eq!((changed.generation, changed.confirm_within), (1, None));
-        let kept = state.manifest(Kept::Active).unwrap().unwrap();
-        assert_eq!((kept.generation, kept.name.as_str()), (1, "one"));
-        assert_eq!(in_force(&engine.read_back().unwrap()).unwrap().1, 1);
-    }
-
-    #[test]
-    fn a_dry_run_changes_nothing() {
-        let home = tempfile::tempdir().unwrap();
-        let (policy, source) = policy_in(home.path(), "one", Mode::Enforce);
-        let state = StateDir::create(&home.path().join("state")).unwrap();
-        let mut engine = FakeEngine::default();
-        let mut asked = asked(&policy, &source);
-        asked.dry_run = true;
-        let changed = change(&mut engine, &state, &empty_picture(), &asked).unwrap();
-        assert!(!changed.published);
-        assert_eq!(in_force(&engine.read_back().unwrap()), None);
-        assert_eq!(state.manifest(Kept::Active).unwrap(), None);
-    }
-
-    #[test]
-    fn what_is_unconfirmed_blocks_the_next_change_and_comes_undone_at_its_deadline() {
-        let home = tempfile::tempdir().unwrap();
-        let state = StateDir::create(&home.path().join("state")).unwrap();
-        let mut engine = FakeEngine::default();
-        let (one, source) = policy_in(home.path(), "one", Mode::Enforce);
-        change(&mut engine, &state, &empty_picture(), &asked(&one, &source)).unwrap();
-        let (two, source) = policy_in(home.path(), "two", Mode::Enforce);
-        let mut asked_two = asked(&two, &source);
-        asked_two.within = Within::For(Duration::from_secs(30));
-        let changed = change(&mut engine, &state, &empty_picture(), &asked_two).unwrap();
-        assert_eq!((changed.generation, changed.confirm_within), (2, Some(30)));
-        let refused = change(&mut engine, &state, &empty_picture(), &asked(&one, &source)).unwrap_err();
-        assert!(refused.to_string().contains("unconfirmed"), "{refused}");
-
-        engine.pass(Duration::from_secs(31));
-        assert_eq!(in_force(&engine.read_back().unwrap()).unwrap().1, 1);
-        assert!(settle(&mut engine, &state).unwrap());
-        assert_eq!(state.manifest(Kept::Active).unwrap().unwrap().name, "one");
-        assert!(!settle(&mut engine, &state).unwrap());
-    }
-
-    #[test]
-    fn a_first_policy_that_is_not_confirmed_leaves_none() {
-        let home = tempfile::tempdir().unwrap();
-        let state = StateDir::create(&home.path().join("state")).unwrap();
-        let mut engine = FakeEngine::default();
-        let (policy, source) = policy_in(home.path(), "one", Mode::Enforce);
-        let mut asked = asked(&policy, &source);
-        asked.within = Within::For(Duration::from_secs(30));
-        change(&mut engine, &state, &empty_picture(), &asked).unwrap();
-        engine.roll_back().unwrap();
-        follow_rollback(&engine, &state).unwrap();
-        assert_eq!(in_force(&engine.read_back().unwrap()), None);
-        assert_eq!(state.manifest(Kept::Active).unwrap(), None);
-    }
-
-    #[test]
-    fn a_kernel_that_did_something_else_is_not_believed() {
-        let home = tempfile::tempdir().unwrap();
-        let (policy, source) = policy_in(home.path(), "one", Mode::Enforce);
-        let state = StateDir::create(&home.path().join("state")).unwrap();
-        let mut engine = FakeEngine { forges_policy: true, ..FakeEngine::default() };
-        let error = change(&mut engine, &state, &empty_picture(), &asked(&policy, &source)).unwrap_err();
-        assert!(error.to_string().contains("not this policy's"), "{error}");
-        assert_eq!(state.manifest(Kept::Active).unwrap(), None);
-    }
-}
+mod tests;

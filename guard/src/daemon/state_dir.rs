@@ -4,6 +4,8 @@
 //! active/        the policy that was published last: manifest.json, and every file of it under files/
 //! previous/      the one before it: what a rollback returns to
 //! afterwards/    in a lockdown: what `restore` returns to
+//! before/        while one is put in force: what a failure returns to
+//! active.damaged what could not be read after a reboot
 //! flows.jsonl    records, for others
 //! store.db       records, for review
 //! acks.jsonl     decisions on them
@@ -68,6 +70,9 @@ pub struct Manifest {
     /// It is a lockdown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lockdown: Option<Mark>,
+    /// It waits for its confirmation: where the machine went down meanwhile, the one before it holds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unconfirmed: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +110,8 @@ pub enum Kept {
     Next,
     /// What held before a lockdown, or was asked for since.
     Afterwards,
+    /// While a lockdown is being put in force: what held when it began.
+    Before,
 }
 
 impl Kept {
@@ -114,6 +121,7 @@ impl Kept {
             Self::Previous => "previous",
             Self::Next => "next",
             Self::Afterwards => "afterwards",
+            Self::Before => "before",
         }
     }
 }
@@ -271,20 +279,51 @@ impl StateDir {
 
     /// Before a lockdown takes its place: what is active now is what `restore` returns to. Nothing active: nothing is.
     pub fn keep_for_afterwards(&self) -> Result<(), StateError> {
-        let afterwards = self.path.join(Kept::Afterwards.name());
-        remove(&afterwards)?;
+        self.copy_active(Kept::Afterwards)
+    }
+
+    fn copy_active(&self, to: Kept) -> Result<(), StateError> {
+        let target = self.path.join(to.name());
+        remove(&target)?;
         match self.in_force() {
-            true => copy_tree(&self.path.join(Kept::Active.name()), &afterwards),
+            true => copy_tree(&self.path.join(Kept::Active.name()), &target),
             false => Ok(()),
         }
     }
 
-    /// `afterwards/` becomes `next/`, as it was copied: what it was read from may have changed since.
-    pub fn prepare_afterwards(&self, manifest: &Manifest) -> Result<(), StateError> {
+    /// The files of a kept policy become those of `next/`, under another manifest: what they were copied from may have
+    /// changed since.
+    pub fn prepare_from(&self, kept: Kept, manifest: &Manifest) -> Result<(), StateError> {
         let next = self.path.join(Kept::Next.name());
         remove(&next)?;
-        copy_tree(&self.path.join(Kept::Afterwards.name()), &next)?;
+        copy_tree(&self.files(kept), &next.join("files"))?;
         self.write_manifest(Kept::Next, manifest)
+    }
+
+    /// What is active now, for whoever has to bring it back after more than one step.
+    pub fn keep_before(&self) -> Result<(), StateError> {
+        self.copy_active(Kept::Before)
+    }
+
+    /// It is active again, and nothing is previous.
+    pub fn put_back_before(&self) -> Result<(), StateError> {
+        if self.path.join(Kept::Before.name()).exists() {
+            remove(&self.path.join(Kept::Active.name()))?;
+            self.rename(Kept::Before, Kept::Active)?;
+        }
+        remove(&self.path.join(Kept::Previous.name()))
+    }
+
+    pub fn forget_before(&self) -> Result<(), StateError> {
+        remove(&self.path.join(Kept::Before.name()))
+    }
+
+    /// What is active cannot be read: put aside, for whoever wants to know why. In place of an older one.
+    pub fn put_aside(&self) -> Result<PathBuf, StateError> {
+        let (active, aside) = (self.path.join(Kept::Active.name()), self.path.join("active.damaged"));
+        remove(&aside)?;
+        fs::rename(&active, &aside).map_err(|source| io_error("cannot rename", &active, source))?;
+        Ok(aside)
     }
 
     /// The manifest of what is active, anew.
@@ -308,14 +347,6 @@ impl StateDir {
         self.write_manifest(kept, manifest)
     }
 
-    /// The same with the files of `active/`: its policy again, under another manifest.
-    pub fn prepare_again(&self, manifest: &Manifest) -> Result<(), StateError> {
-        let next = self.path.join(Kept::Next.name());
-        remove(&next)?;
-        copy_tree(&self.files(Kept::Active), &next.join("files"))?;
-        self.write_manifest(Kept::Next, manifest)
-    }
-
     /// `next/` becomes `active/`, `active/` becomes `previous/`. `manifest` with the generation that was published.
     pub fn promote(&self, manifest: &Manifest) -> Result<(), StateError> {
         self.write_manifest(Kept::Next, manifest)?;
@@ -332,7 +363,7 @@ impl StateDir {
 
     /// After a release: nothing is active.
     pub fn forget(&self) -> Result<(), StateError> {
-        for kept in [Kept::Next, Kept::Previous, Kept::Active, Kept::Afterwards] {
+        for kept in [Kept::Next, Kept::Previous, Kept::Active, Kept::Afterwards, Kept::Before] {
             remove(&self.path.join(kept.name()))?;
         }
         Ok(())
@@ -390,6 +421,7 @@ impl Manifest {
             base_sha256: None,
             last_exception: 0,
             lockdown: None,
+            unconfirmed: false,
         }
     }
 

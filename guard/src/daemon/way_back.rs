@@ -66,8 +66,8 @@ impl Within {
 #[error("{0}")]
 pub struct CutsSession(pub String);
 
-/// `Err` if this terminal's own session would be cut.
-pub fn spare_session(impact: &Impact) -> Result<(), CutsSession> {
+/// `Err` if this terminal's own session would be cut. `flag`: what lets that happen.
+pub fn spare_session(impact: &Impact, flag: &str) -> Result<(), CutsSession> {
     if !impact.cuts_session() {
         return Ok(());
     }
@@ -87,7 +87,7 @@ pub fn spare_session(impact: &Impact) -> Result<(), CutsSession> {
             let _ = write!(text, "\n  nearest  {}", cut.because());
         }
     }
-    text.push_str("\n  do       list it in the policy, or say --cut-me if you have another way in");
+    let _ = write!(text, "\n  do       list it in the policy, or say {flag} if you have another way in");
     Err(CutsSession(text))
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     base, destroy,
-    mark::{self, Mark},
+    mark::{self, Confirmed, Mark},
     marker,
     prepare::Prepared,
     selftest::{self, Proof},
@@ -23,7 +23,7 @@ use crate::{
         change::{self, Change, Changed, Examined},
         engine::Engine,
         kept,
-        state_dir::{Kept, StateDir},
+        state_dir::{Kept, Manifest, StateDir, StateError},
         way_back::Within,
     },
     host::{person::Person, picture::Picture},
@@ -47,7 +47,7 @@ pub enum OnTimeout {
 
 /// How to go about it.
 pub struct Order<'a> {
-    pub instance: &'a str,
+    pub instance: &'a InstanceArgs,
     pub state: &'a StateDir,
     pub options: &'a StartOptions,
     pub prepared: &'a Prepared,
@@ -68,77 +68,134 @@ pub struct Done {
     pub policy: Policy,
     pub proof: Proof,
     pub mark: Mark,
-    /// Nothing was attached before.
-    pub fresh: bool,
 }
 
-/// Enforcement failed: what failed, and that everything was undone.
+/// Enforcement failed: what failed, and what holds after it was undone.
 #[derive(Debug, thiserror::Error)]
-#[error("ENFORCEMENT FAILED, and was undone: {why}\n{now}")]
+#[error("ENFORCEMENT FAILED: {why}\n{now}")]
 pub struct Failed {
     pub why: String,
     pub now: String,
 }
 
-/// Everything up to the proof. The host is contained when this returns.
+/// What was there when the command came.
+struct Before {
+    /// Nothing was attached.
+    fresh: bool,
+    /// Something is kept as in force: also after a reboot, with nothing attached yet.
+    kept: bool,
+    /// A lockdown.
+    lockdown: bool,
+    /// What the kernel judged by.
+    generation: Option<u32>,
+}
+
+fn generation(kernel: &Kernel) -> anyhow::Result<Option<u32>> {
+    Ok(change::in_force(&kernel.read_back()?).map(|(_, generation)| generation))
+}
+
+/// Everything up to the proof, and without a deadline the confirmation. The host is contained when this returns.
 pub fn act(order: &Order<'_>) -> anyhow::Result<Done> {
     let state = order.state;
     let lock = state.lock()?;
-    let fresh = attached::open_for_start(order.instance)?.is_none();
-    let mut kernel = attached::start(order.instance, order.options)?;
-    let mut put = || -> anyhow::Result<(Changed, Policy, Mark)> {
-        change::settle(&mut kernel, state)?;
-        anyhow::ensure!(
-            !kernel.read_back()?.state.word.is_pending(),
-            "a change is still unconfirmed: `guard confirm` or `guard rollback` first"
-        );
-        let mark = mark(order);
-        if order.on_timeout == OnTimeout::SshOnly && order.within.is_some() {
-            let path = write(state, "lockdown-ssh-only.yaml", &base::ssh_only(&order.prepared.choices))?;
-            let open = read(&path)?;
-            publish(&mut kernel, order, &open, &path, Within::Never, &mark)?;
-        }
-        let path = match (order.file, &order.prepared.text) {
-            (Some(file), _) => file.to_owned(),
-            (None, text) => write(state, &format!("{}.yaml", base::NAME), text.as_deref().unwrap_or_default())?,
-        };
-        let policy = read(&path)?;
-        let within = Within::For(order.within.unwrap_or(PROOF));
-        let (changed, policy) = publish(&mut kernel, order, &policy, &path, within, &mark)?;
-        Ok((changed, policy, mark))
-    };
-    let (changed, policy, mark) = match put() {
+    let fresh = attached::open_for_start(&order.instance.instance)?.is_none();
+    if fresh {
+        change::forget_unconfirmed(state, None).unwrap_or_else(|error| unknown(&error));
+    }
+    let mut kernel = attached::start(&order.instance.instance, order.options)?;
+    change::settle(&mut kernel, state)?;
+    anyhow::ensure!(
+        !kernel.read_back()?.state.word.is_pending(),
+        "a change is still unconfirmed: `guard confirm` or `guard rollback` first"
+    );
+    let lockdown = mark::holding(state).unwrap_or_else(|error| {
+        unknown(&error);
+        None
+    });
+    let before =
+        Before { fresh, kept: state.in_force(), lockdown: lockdown.is_some(), generation: generation(&kernel)? };
+    let mut mark = mark(order);
+    let (mut changed, policy) = match put(order, &mut kernel, &mark) {
         Ok(put) => put,
-        Err(error) if fresh => {
-            drop(kernel);
-            attached::release(order.instance)?;
-            state.forget()?;
-            return Err(error.context("not locked down; what was attached was taken down again, so nothing is guarded"));
+        Err(error) => {
+            let now = undone(order, kernel, &before);
+            return Err(error.context(format!("not locked down; {now}")));
         }
-        Err(error) => return Err(error.context("not locked down; what was in force stays")),
     };
-    let proof = prove(&kernel, &policy, changed.generation);
-    let proof = match proof {
+    let failed = |kernel: Kernel, why: String| -> anyhow::Error {
+        let now = undone(order, kernel, &before);
+        let entry = Entry::new(Event::Lockdown, format!("refused by its own proof: {why}; {now}"));
+        journal::record(state.path(), &entry.by(order.person.clone()));
+        Failed { why, now }.into()
+    };
+    let proof = match prove(&kernel, &policy, changed.generation) {
         Ok(proof) if proof.holds() => proof,
-        failed => {
-            let why = match failed {
-                Ok(proof) => proof.failed.join("; "),
-                Err(error) => format!("it could not be proven: {error:#}"),
-            };
-            let now = undo(order, kernel, fresh).unwrap_or_else(|error| format!("AND COULD NOT BE UNDONE: {error:#}"));
-            let entry = Entry::new(Event::Lockdown, format!("refused by its own proof: {why}; {now}"));
-            journal::record(state.path(), &entry.by(order.person.clone()));
-            return Err(Failed { why, now }.into());
-        }
+        Ok(proof) => return Err(failed(kernel, proof.failed.join("; "))),
+        Err(error) => return Err(failed(kernel, format!("it could not be proven: {error:#}"))),
     };
-    let mut entry = Entry::new(Event::Lockdown, "locked down, not confirmed yet")
-        .by(order.person.clone())
-        .noted(order.note)
-        .changed(&changed);
+    let mut text = "locked down, not confirmed yet";
+    if order.within.is_none() {
+        // Under the same lock, and before anything is said: nothing that comes later undoes it.
+        let confirmed = Confirmed::now(order.person.name.clone());
+        if let Err(error) = confirm(order.instance, &mut kernel, state, &confirmed) {
+            return Err(failed(kernel, format!("it could not be confirmed: {error:#}")));
+        }
+        changed.confirm_within = None;
+        mark.confirmed = Some(confirmed);
+        text = "locked down, and it stays (--confirm-within none)";
+    }
+    // With ssh-only, what a failure would have returned to.
+    if let Err(error) = state.forget_before() {
+        eprintln!("notice: {}", crate::text::escape_line(&error.to_string()));
+    }
+    let mut entry = Entry::new(Event::Lockdown, text).by(order.person.clone()).noted(order.note).changed(&changed);
     entry.footprint = Some(Footprint::of(&kernel, state.path()));
     journal::record(state.path(), &entry);
     drop(lock);
-    Ok(Done { kernel, changed, policy, proof, mark, fresh })
+    Ok(Done { kernel, changed, policy, proof, mark })
+}
+
+/// A damaged state directory must not be what keeps a host open.
+fn unknown(error: &StateError) {
+    eprintln!("notice: what was in force before is not known: {}", crate::text::escape_line(&error.to_string()));
+}
+
+/// Confirms a lockdown: in the manifest, in the kernel, in the second copy. The caller holds the lock.
+pub fn confirm(
+    instance: &InstanceArgs,
+    kernel: &mut Kernel,
+    state: &StateDir,
+    confirmed: &Confirmed,
+) -> anyhow::Result<()> {
+    let write = |manifest: &mut Manifest| {
+        if let Some(mark) = &mut manifest.lockdown {
+            mark.confirmed = Some(confirmed.clone());
+        }
+    };
+    if let Some(error) = change::confirm(kernel, state, write)? {
+        eprintln!(
+            "notice: CONFIRMED, but that could not be written down, and a reboot would open this host: {}",
+            crate::text::escape_line(&error.to_string())
+        );
+    }
+    keep_second_copy(instance, state, Some(confirmed));
+    Ok(())
+}
+
+fn put(order: &Order<'_>, kernel: &mut Kernel, mark: &Mark) -> anyhow::Result<(Changed, Policy)> {
+    let state = order.state;
+    if order.on_timeout == OnTimeout::SshOnly && order.within.is_some() {
+        state.keep_before()?;
+        let path = write(state, "lockdown-ssh-only.yaml", &base::ssh_only(&order.prepared.choices))?;
+        let open = read(&path)?;
+        publish(kernel, order, &open, &path, Within::Never, &mark.on_timeout())?;
+    }
+    let path = match (order.file, &order.prepared.text) {
+        (Some(file), _) => file.to_owned(),
+        (None, text) => write(state, &format!("{}.yaml", base::NAME), text.as_deref().unwrap_or_default())?,
+    };
+    let policy = read(&path)?;
+    publish(kernel, order, &policy, &path, Within::For(order.within.unwrap_or(PROOF)), mark)
 }
 
 fn publish(
@@ -149,22 +206,14 @@ fn publish(
     within: Within,
     mark: &Mark,
 ) -> anyhow::Result<(Changed, Policy)> {
+    // Whatever was let through for a while before is not meant now; what was cut stays cut.
+    let exceptions = kept::exceptions(order.state).unwrap_or_default();
     let change = Change {
-        policy,
-        source,
-        audit: false,
-        // Whatever was let through for a while before is not meant now; what was cut stays cut.
-        exceptions: kept::exceptions(order.state)?
-            .into_iter()
-            .filter(|exception| exception.action == Action::Deny)
-            .collect(),
-        again: false,
-        dry_run: false,
+        exceptions: exceptions.into_iter().filter(|exception| exception.action == Action::Deny).collect(),
         cut_me: !order.keep_session,
         within,
-        on_terminal: false,
         lockdown: Some(mark.clone()),
-        restores: false,
+        ..Change::new(policy, source)
     };
     // Read only now: the programs track since before, so no flow falls between.
     let changed = change::change(kernel, order.state, &Picture::read()?, &change)?;
@@ -209,52 +258,73 @@ fn prove(kernel: &Kernel, policy: &Policy, generation: u32) -> anyhow::Result<Pr
     selftest::run(kernel, policy, &examined)
 }
 
-/// What was before. The caller holds the lock.
-fn undo(order: &Order<'_>, mut kernel: Kernel, fresh: bool) -> anyhow::Result<String> {
+/// What holds after it was undone, or that it could not be.
+fn undone(order: &Order<'_>, kernel: Kernel, before: &Before) -> String {
+    undo(order, kernel, before).unwrap_or_else(|error| format!("AND COULD NOT BE UNDONE: {error:#}"))
+}
+
+/// Back to what was before, from whichever step. The caller holds the lock.
+fn undo(order: &Order<'_>, mut kernel: Kernel, before: &Before) -> anyhow::Result<String> {
     let state = order.state;
-    kernel.roll_back()?;
-    change::follow_rollback(&kernel, state)?;
-    if fresh {
-        drop(kernel);
-        attached::release(order.instance)?;
-        state.forget()?;
-        return Ok("nothing of guard is attached any more; this host is open as it was before".to_owned());
+    if kernel.read_back()?.state.word.is_pending() {
+        kernel.roll_back()?;
+        change::follow_rollback(&kernel, state)?;
     }
     // With --on-timeout ssh-only a policy lies between.
-    if state.manifest(Kept::Active)?.is_some_and(|manifest| manifest.lockdown.is_some())
-        && let Some((manifest, policy)) = kept::base(state, Kept::Afterwards)?
-    {
+    let between = generation(&kernel)? != before.generation;
+    if before.fresh {
+        drop(kernel);
+        attached::release(&order.instance.instance)?;
+        if before.kept && between {
+            state.put_back_before()?;
+        } else if !before.kept {
+            state.forget()?;
+        }
+        let mut text = String::from("nothing of guard is attached any more; this host is open as it was before");
+        if before.kept {
+            text.push_str(" (what was kept from before a reboot still is: `guard run` puts it in force)");
+        }
+        return Ok(text);
+    }
+    if between {
+        let Some((manifest, policy)) = kept::base(state, Kept::Before)? else {
+            return Ok("the way in alone stays open, to any source (lockdown-ssh-only); nothing was in force before: \
+                       `guard release` opens this host"
+                .to_owned());
+        };
         let change = Change {
-            policy: &policy,
-            source: &manifest.source,
             audit: manifest.audit,
             exceptions: kept::holding(&manifest, now_seconds()),
-            again: false,
-            dry_run: false,
+            from: Some(Kept::Before),
             cut_me: true,
-            within: Within::Never,
-            on_terminal: false,
-            lockdown: None,
-            restores: true,
+            lockdown: manifest.lockdown.clone(),
+            ..Change::new(&policy, &manifest.source)
         };
-        change::change(&mut kernel, state, &Picture::read()?, &change)?;
+        change::change(&mut kernel, state, &Picture::read()?, &change)
+            .map_err(|error| error.context("the way in alone stays open, to any source (lockdown-ssh-only)"))?;
+        state.forget_before()?;
     }
-    Ok("the policy from before is in force again".to_owned())
+    Ok(match (before.lockdown, before.kept) {
+        (true, _) => "the lockdown from before goes on",
+        (false, true) => "the policy from before is in force again",
+        (false, false) => "no policy is in force, as before: everything passes",
+    }
+    .to_owned())
 }
 
 /// The second copy, for a state directory that is lost: written while a confirmed lockdown is in force, else gone. That it
-/// cannot be written is said, and undoes nothing.
-pub fn keep_second_copy(instance: &InstanceArgs, state: &StateDir) {
+/// cannot be written is said, and undoes nothing. `confirmed`: just now, though the manifest may not have it.
+pub fn keep_second_copy(instance: &InstanceArgs, state: &StateDir, confirmed: Option<&Confirmed>) {
     let Some(path) = marker::path(instance) else { return };
     let kept = || -> anyhow::Result<()> {
-        match mark::holding(state)? {
-            Some((_, mark)) if mark.confirmed.is_some() => {
-                let Some((_, policy)) = kept::base(state, Kept::Active)? else { return Ok(()) };
-                Ok(marker::write(&path, &mark, &policy)?)
-            }
-            Some(_) => Ok(()),
-            None => Ok(marker::remove(&path)?),
+        let Some((_, mut mark)) = mark::holding(state)? else { return Ok(marker::remove(&path)?) };
+        mark.confirmed = mark.confirmed.or_else(|| confirmed.cloned());
+        if mark.confirmed.is_some()
+            && let Some((_, policy)) = kept::base(state, Kept::Active)?
+        {
+            marker::write(&path, &mark, &policy)?;
         }
+        Ok(())
     };
     if let Err(error) = kept() {
         eprintln!("notice: the second copy of the lockdown: {}", crate::text::escape_line(&format!("{error:#}")));

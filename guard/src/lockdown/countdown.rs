@@ -8,12 +8,9 @@ use std::{
     time::Duration,
 };
 
+use super::mark::{self, Mark};
 use crate::{
-    daemon::{
-        attached::Kernel,
-        change::{self},
-        state_dir::StateDir,
-    },
+    daemon::{attached::Kernel, change, state_dir::StateDir},
     record::clock::boot_now,
 };
 
@@ -29,7 +26,13 @@ pub enum Outcome {
 }
 
 /// Waits until the lockdown of this generation is confirmed, or is not in force any more.
-pub fn wait(kernel: &mut Kernel, state: &StateDir, generation: u32, wall: bool) -> anyhow::Result<Outcome> {
+pub fn wait(
+    kernel: &mut Kernel,
+    state: &StateDir,
+    generation: u32,
+    mark: &Mark,
+    wall: bool,
+) -> anyhow::Result<Outcome> {
     let terminal = io::stderr().is_terminal();
     let mut shown = u64::MAX;
     loop {
@@ -42,7 +45,12 @@ pub fn wait(kernel: &mut Kernel, state: &StateDir, generation: u32, wall: bool) 
             if terminal {
                 eprintln!();
             }
-            if ours {
+            // Confirmed, and published again since (an exception, a step of the clock), it has another generation.
+            let again = || {
+                let held = mark::holding(state).ok().flatten();
+                held.is_some_and(|(_, held)| held.at_boot_ns == mark.at_boot_ns && held.confirmed.is_some())
+            };
+            if ours || again() {
                 return Ok(Outcome::Confirmed);
             }
             // The daemon does this too, if it lives.

@@ -1,12 +1,9 @@
 //! What makes the policy in force a lockdown: kept beside it, so that it comes and goes with it.
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    daemon::state_dir::{Kept, Manifest, StateDir, StateError},
-    host::person::Person,
-};
+use crate::daemon::state_dir::{Kept, Manifest, StateDir, StateError};
 
 /// Field names are stable.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,10 +42,34 @@ impl Mark {
         self.at_boot_ns.parse().unwrap_or(0)
     }
 
+    /// Of what holds when nobody confirms: the way in is open to any source. Whoever ordered it has confirmed it.
+    #[must_use]
+    pub fn on_timeout(&self) -> Self {
+        Self {
+            ways: any(),
+            dns: false,
+            console: false,
+            confirmed: Some(Confirmed { at: self.at, by: format!("{} by --on-timeout ssh-only", self.by) }),
+            ..self.clone()
+        }
+    }
+
+    /// The way in is open to any source.
+    #[must_use]
+    pub fn open_to_any(&self) -> bool {
+        self.ways.iter().any(|way| way.prefix_len() == 0)
+    }
+
     #[must_use]
     pub fn single_way_in(&self) -> bool {
-        !self.console && self.ways.len() < 2
+        !self.console && !self.open_to_any() && self.ways.len() < 2
     }
+}
+
+/// Any source.
+#[must_use]
+pub fn any() -> Vec<IpNet> {
+    vec![Ipv4Net::default().into(), Ipv6Net::default().into()]
 }
 
 /// The lockdown that holds, by the policy that is kept as in force.
@@ -57,11 +78,19 @@ pub fn holding(state: &StateDir) -> Result<Option<(Manifest, Mark)>, StateError>
     Ok(manifest.and_then(|manifest| manifest.lockdown.clone().map(|mark| (manifest, mark))))
 }
 
-/// Written once the kernel has it.
-pub fn confirm(state: &StateDir, person: &Person) -> Result<(), StateError> {
-    let Some((mut manifest, mut mark)) = holding(state)? else { return Ok(()) };
-    let at = i64::try_from(crate::record::clock::unix_now() / 1_000_000_000).unwrap_or(0);
-    mark.confirmed = Some(Confirmed { at, by: person.name.clone() });
-    manifest.lockdown = Some(mark);
-    state.rewrite(&manifest)
+/// What a reboot would bring back, or has to: a lockdown that was still unconfirmed when the machine went down is over.
+pub fn kept(state: &StateDir) -> Result<Option<(Manifest, Mark)>, StateError> {
+    let manifest = match state.manifest(Kept::Active)? {
+        Some(manifest) if manifest.unconfirmed => state.manifest(Kept::Previous)?,
+        manifest => manifest,
+    };
+    Ok(manifest.and_then(|manifest| manifest.lockdown.clone().map(|mark| (manifest, mark))))
+}
+
+impl Confirmed {
+    #[must_use]
+    pub fn now(by: impl Into<String>) -> Self {
+        let at = i64::try_from(crate::record::clock::unix_now() / 1_000_000_000).unwrap_or(0);
+        Self { at, by: by.into() }
+    }
 }

@@ -11,7 +11,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::mark::Mark;
+use super::{
+    base::{self, Choices},
+    mark::{self, Confirmed, Mark},
+};
 use crate::{
     cli::InstanceArgs,
     policy::{effective, model::Policy},
@@ -32,8 +35,8 @@ pub enum MarkerError {
     #[error("{what} {path}: {source}")]
     Io { what: &'static str, path: PathBuf, source: io::Error },
     #[error(
-        "{0} is damaged: its checksum does not hold. It says that this host was locked down; nothing is put in force by \
-         it. Lock it down anew (guard lockdown), or remove the file if the lockdown is over"
+        "{0} is damaged: its checksum does not hold. It says that this host was locked down, and no longer from where one \
+         may come in"
     )]
     Damaged(PathBuf),
 }
@@ -83,6 +86,23 @@ pub fn read(path: &Path) -> Result<Option<Recovery>, MarkerError> {
         return Err(damaged());
     }
     serde_json::from_str(line).map(Some).map_err(|_| damaged())
+}
+
+/// For a host that was locked down, and nothing tells any more who may come in: the SSH ports (`tcp/22`), and nothing else.
+#[must_use]
+pub fn without_ways(ssh: &[String]) -> Recovery {
+    let choices = Choices { ssh: ssh.to_vec(), ..Choices::default() };
+    let clock = Confirmed::now("guard");
+    let mark = Mark {
+        by: "guard".to_owned(),
+        at: clock.at,
+        at_boot_ns: crate::record::clock::boot_now().to_string(),
+        ways: mark::any(),
+        ports: ssh.iter().filter_map(|service| service.strip_prefix("tcp/")?.parse().ok()).collect(),
+        confirmed: Some(clock),
+        ..Mark::default()
+    };
+    Recovery { mark, policy: base::ssh_only(&choices) }
 }
 
 /// The lockdown is over.

@@ -135,6 +135,7 @@ impl Report {
         let dns = if mark.dns { "DNS OPEN" } else { "DNS closed" };
         let ways = match (mark.console, mark.ways.len()) {
             (true, _) => "console only".to_owned(),
+            _ if mark.open_to_any() => "the way in open to any source".to_owned(),
             (false, 1) => "1 way in".to_owned(),
             (false, count) => format!("{count} ways in"),
         };

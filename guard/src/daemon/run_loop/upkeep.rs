@@ -6,7 +6,6 @@ use crate::{
         change::{self, Change},
         kept, service_manager,
         state_dir::{Kept, Lock},
-        way_back::Within,
     },
     host::picture::Picture,
     journal::{self, Entry, Event},
@@ -110,17 +109,9 @@ impl Daemon<'_> {
             let policy = change::audited(kept::read(&manifest.source)?, manifest.audit);
             let picture = Picture::read()?;
             let change = Change {
-                policy: &policy,
-                source: &manifest.source,
                 audit: manifest.audit,
                 exceptions: kept::exceptions(self.state)?,
-                again: false,
-                dry_run: false,
-                cut_me: false,
-                within: Within::Never,
-                on_terminal: false,
-                lockdown: None,
-                restores: false,
+                ..Change::new(&policy, &manifest.source)
             };
             let changed = change::change(self.engine, self.state, &picture, &change)?;
             Ok((changed, change.composed()))
