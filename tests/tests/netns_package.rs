@@ -1,0 +1,122 @@
+//! What the Debian package's unit and scripts do, with the real `guard`: in the unit's own confines, and under a lockdown.
+//! Everything else of the scripts is tried in `package_scripts.rs`.
+
+use std::{fs, process::Command, time::Duration};
+
+use guard_tests::{
+    guard::{Guard, binary},
+    new_world,
+    process::{Ended, Process, run},
+    world::World,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const PACKAGING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging");
+
+/// A value of the unit.
+fn unit(key: &str) -> String {
+    let unit = fs::read_to_string(format!("{PACKAGING}/guard.service")).unwrap();
+    let value = unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    value.unwrap_or_else(|| panic!("the unit has no {key}")).to_owned()
+}
+
+/// As the unit starts it: without a terminal, everything read-only but its state and bpffs, and no capability but the unit's.
+fn confined(world: &World, guard: &Guard, command: &Command) -> Command {
+    assert_eq!((unit("ProtectSystem"), unit("NoNewPrivileges")), ("strict".to_owned(), "yes".to_owned()));
+    assert_eq!(unit("ReadWritePaths"), "/sys/fs/bpf");
+    let capabilities: String =
+        unit("CapabilityBoundingSet").split(' ').map(|name| name.to_lowercase().replace("cap_", ",+")).collect();
+    fs::create_dir_all(guard.state_dir()).unwrap();
+    let mut confined = world.operator.command("unshare");
+    let script = "set -e; state=$1; capabilities=$2; shift 2; mount --bind \"$state\" \"$state\"; \
+                  for at in / \"$(df --output=target \"$state/..\" | tail -n 1)\"; do mount -o remount,bind,ro \"$at\"; done; \
+                  if touch \"$state/../elsewhere\" 2>/dev/null; then exit 9; fi; \
+                  exec setsid --wait setpriv --no-new-privs --bounding-set \"-all$capabilities\" -- \"$@\" < /dev/null";
+    confined.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(guard.state_dir());
+    confined.arg(capabilities).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => confined.env(name, value),
+            None => confined.env_remove(name),
+        };
+    }
+    confined
+}
+
+fn policy(name: &str, services: &str) -> String {
+    format!(
+        "version: 1\nname: {name}\nmode: enforce\ninbound:\n  - {{ from: any, services: {services} }}\noutbound: []\n"
+    )
+}
+
+/// `systemctl reload` ends when the policy is in force, and fails where it is not.
+#[test]
+fn the_unit_runs_and_reloads_in_its_confines() {
+    let Some(world) = new_world("netns_package the_unit") else { return };
+    let guard = Guard::prepare(&world, &policy("one", "tcp/22")).unwrap();
+    let mut daemon = Process::spawn(&mut confined(&world, &guard, &guard.run_command(&[]).unwrap())).unwrap();
+    daemon.wait_line(LIMIT, |line| line.contains("guard is ready: ENFORCING")).unwrap();
+
+    let asked = unit("ExecReload");
+    let verb = asked.strip_prefix("/usr/bin/guard ").expect("guard itself");
+    let reload = || -> Ended { run(&mut confined(&world, &guard, &guard.command(verb).unwrap()), LIMIT).unwrap() };
+    guard.write_policy(&policy("two", "tcp/80-22")).unwrap();
+    let refused = reload();
+    assert_eq!(refused.code(), Some(1), "{}", refused.text());
+    assert_eq!(guard.status().unwrap()["policy"], "one");
+
+    guard.write_policy(&policy("two", "tcp/80")).unwrap();
+    let done = reload();
+    assert!(done.good(), "{}", done.text());
+    // The daemon too knows of it.
+    let status = guard.status().unwrap();
+    assert_eq!((&status["policy"], &status["deadline"]), (&"two".into(), &serde_json::Value::Null), "{status:#}");
+    assert_eq!(status["enforcing"], true, "{status:#}");
+    assert_eq!(status["daemon"]["notices"], serde_json::json!([]), "{status:#}");
+}
+
+/// `prerm`, as dpkg calls it, where systemd does not run.
+fn removal(world: &World, guard: &Guard, agreed: bool) -> Ended {
+    let bin = world.dir().join("bin");
+    fs::create_dir_all(&bin).unwrap();
+    let _ = std::os::unix::fs::symlink(binary().unwrap(), bin.join("guard"));
+    let mut command = world.operator.command("unshare");
+    let script = "mount -t tmpfs none /run && PATH=$1:$PATH && exec \"$2/prerm\" remove < /dev/null";
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]).arg(bin).arg(PACKAGING);
+    command.env("GUARD_INSTANCE", guard.instance()).env("GUARD_STATE_DIR", guard.state_dir());
+    command.env_remove("GUARD_REMOVE");
+    if agreed {
+        command.env("GUARD_REMOVE", "release");
+    }
+    run(&mut command, LIMIT).unwrap()
+}
+
+#[test]
+fn a_removal_under_a_lockdown_opens_the_host_or_does_not_happen() {
+    let Some(world) = new_world("netns_package a_removal") else { return };
+    let guard = Guard::prepare(&world, "").unwrap();
+    let cgroup = world.cgroup().display().to_string();
+    let evidence = world.dir().join("evidence").display().to_string();
+    let lockdown = ["--yes", "--console", "--no-keep-session", "--confirm-within", "none", "--cgroup", &cgroup];
+    guard.tell("lockdown", &[&lockdown[..], &["--evidence", &evidence]].concat()).unwrap();
+    let locked =
+        |status: &serde_json::Value| status["lockdown"]["confirmed"].is_object() && status["enforcing"] == true;
+
+    let refused = removal(&world, &guard, false);
+    assert_eq!(refused.code(), Some(1), "{}", refused.text());
+    assert!(refused.stderr.contains("a LOCKDOWN holds here"), "{}", refused.text());
+    let status = guard.status().unwrap();
+    assert!(locked(&status), "{status:#}");
+
+    let removed = removal(&world, &guard, true);
+    assert!(removed.good(), "{}", removed.text());
+    assert_eq!(guard.status().unwrap()["mode"], "none");
+
+    // Where everything passes nobody is asked.
+    guard.write_policy("version: 1\nname: seen\nmode: audit\ninbound: []\noutbound: []\n").unwrap();
+    let mut guard = guard;
+    guard.run(&[]).unwrap();
+    let removed = removal(&world, &guard, false);
+    assert!(removed.good(), "{}", removed.text());
+    assert_eq!(guard.status().unwrap()["mode"], "none");
+}
