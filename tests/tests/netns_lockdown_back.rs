@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -175,6 +175,13 @@ fn whatever_is_damaged_a_host_that_was_locked_down_does_not_open() {
     assert!(said.contains("NOT kept for afterwards"), "{said}");
     assert!(status["policy"] == "lockdown" && !status["lockdown"]["confirmed"].is_null(), "{status:#}");
 
+    // The daemon dies, and the state directory goes: what the kernel still has is not replaced by what the unit names.
+    host.guard.write_policy(BEFORE).unwrap();
+    fs::remove_dir_all(host.guard.state_dir()).unwrap();
+    let (said, status) = host.run(&[]);
+    assert!(said.contains("by the second copy"), "{said}");
+    assert!(status["policy"] == "lockdown" && !status["lockdown"]["confirmed"].is_null(), "{status:#}");
+
     // What is kept is damaged, and the second copy is good: the manifest, then the policy itself.
     for damaged in [&manifest, &files(&copy).remove(0)] {
         host.guard.reboot().unwrap();
@@ -234,10 +241,21 @@ fn what_nobody_confirmed_ends_no_lockdown_that_somebody_did() {
     let (_, status) = host.run(&[]);
     assert_eq!((&status["policy"], &status["lockdown"]), (&"lockdown".into(), &first), "{status:#}");
 
+    // A start that was killed when it had attached, and put nothing in force yet.
+    host.guard.reboot().unwrap();
+    let (active, aside) = (host.guard.state_dir().join("active"), host.guard.state_dir().join("aside"));
+    fs::rename(&active, &aside).unwrap();
+    host.guard.run(&["--confirm-within", "5m"]).unwrap();
+    host.guard.tell("rollback", &[]).unwrap();
+    host.guard.kill().unwrap();
+    assert_eq!(host.guard.status().unwrap()["mode"], "tracking");
+    fs::rename(&aside, &active).unwrap();
+    let (_, status) = host.run(&[]);
+    assert_eq!((&status["policy"], &status["lockdown"]), (&"lockdown".into(), &first), "{status:#}");
+    assert_eq!(status["enforcing"], true, "{status:#}");
+
     // Another lockdown over it, which nobody confirms either.
-    let mut second =
-        Process::spawn(host.lockdown(&["--confirm-within", "5m", "--json"]).stdin(std::process::Stdio::null()))
-            .unwrap();
+    let mut second = Process::spawn(host.lockdown(&["--confirm-within", "5m", "--json"]).stdin(Stdio::null())).unwrap();
     second.wait_line(LIMIT, |line| line.contains("\"event\":\"contained\"")).unwrap();
     assert_ne!(host.guard.status().unwrap()["lockdown"], first);
     second.kill().unwrap();
@@ -250,6 +268,52 @@ fn what_nobody_confirmed_ends_no_lockdown_that_somebody_did() {
     assert!(!host.recovery.exists());
     let status = host.guard.status().unwrap();
     assert!(status["policy"] == "before" && status["lockdown"].is_null(), "{status:#}");
+}
+
+/// On a host that has rebooted and that nothing is attached to yet.
+#[test]
+fn a_lockdown_that_is_refused_forgets_nothing_that_was_kept() {
+    let Some(mut host) = Host::new("netns_lockdown_back refused") else { return };
+    let sshd = Sshd::start(&host.world.server, host.world.dir(), 22).unwrap();
+    host.guard.run(&[]).unwrap();
+    host.guard.reboot().unwrap();
+    let closed = host.world.dir().join("closed.yaml");
+    fs::write(&closed, "version: 1\nname: closed\nmode: enforce\nlockdown: true\ninbound: []\noutbound: []\n").unwrap();
+    for more in ["", "--on-timeout ssh-only"] {
+        // It would cut the session that asks.
+        let line = format!(
+            "{} lockdown --instance {} --state-dir {} --cgroup {} --evidence none --yes --policy {} {more}",
+            binary().unwrap().display(),
+            host.guard.instance(),
+            host.guard.state_dir().display(),
+            host.world.cgroup().display(),
+            closed.display()
+        );
+        let mut command = sshd.client(&host.world.responder, host.world.server.v4.into());
+        let ended = run(command.arg(line), LIMIT).unwrap();
+        assert_eq!(ended.code(), Some(3), "{}", ended.text());
+        for part in ["--no-keep-session", "open as it was before", "what was kept from before a reboot still is"] {
+            assert!(ended.stderr.contains(part), "{part}: {}", ended.text());
+        }
+        assert_eq!(host.guard.status().unwrap()["mode"], "none");
+    }
+    host.guard.write_policy("nonsense").unwrap();
+    let (_, status) = host.run(&["--resume"]);
+    assert!(status["policy"] == "before" && status["lockdown"].is_null(), "{status:#}");
+}
+
+/// Nobody reads what it says: it holds, and the exit code says so.
+#[test]
+fn a_lockdown_whose_reader_is_gone_holds() {
+    let Some(host) = Host::new("netns_lockdown_back reader") else { return };
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = host.lockdown(&["--confirm-within", "none"]);
+    let ended = command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::null()).status().unwrap();
+    assert!(ended.success(), "{ended}");
+    let status = host.guard.status().unwrap();
+    assert!(status["enforcing"] == true && !status["lockdown"]["confirmed"].is_null(), "{status:#}");
+    assert!(status["deadline"].is_null() && !status["daemon"].is_null(), "{status:#}");
 }
 
 /// As the package's unit starts it.

@@ -300,6 +300,9 @@ pub fn confirm(
         Ok(before) => (before, None),
         Err(error) => (None, Some(error)),
     };
+    // Another than waits was never written down.
+    let generation = in_force(&engine.read_back()?).map(|(_, generation)| generation);
+    let before = before.filter(|before| Some(before.generation) == generation);
     if let Some(before) = &before {
         let mut manifest = Manifest { unconfirmed: false, ..before.clone() };
         write(&mut manifest);

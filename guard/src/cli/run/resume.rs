@@ -51,9 +51,7 @@ pub(super) fn resume(args: &RunArgs, state: &StateDir, lock: Lock, global: &Glob
         Err(error) => return damaged(args, state, lock, &error.to_string(), global),
     };
     let Some(manifest) = manifest else {
-        if live.generation.is_some() {
-            return Ok(Resumed::Nothing(lock));
-        }
+        // Also where the kernel still has it, and the state directory was taken away below it.
         return second_copy(args, state, lock, None, global);
     };
     let observing = is_observing(manifest.base_sha256.as_ref().unwrap_or(&manifest.sha256));
