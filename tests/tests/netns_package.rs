@@ -9,6 +9,7 @@ use guard_tests::{
     process::{Ended, Process, run},
     world::World,
 };
+use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const PACKAGING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging");
@@ -53,26 +54,45 @@ fn policy(name: &str, services: &str) -> String {
 #[test]
 fn the_unit_runs_and_reloads_in_its_confines() {
     let Some(world) = new_world("netns_package the_unit") else { return };
-    let guard = Guard::prepare(&world, &policy("one", "tcp/22")).unwrap();
-    let mut daemon = Process::spawn(&mut confined(&world, &guard, &guard.run_command(&[]).unwrap())).unwrap();
-    daemon.wait_line(LIMIT, |line| line.contains("guard is ready: ENFORCING")).unwrap();
+    let mut guard = Guard::prepare(&world, &policy("one", "tcp/22")).unwrap();
+    let flag = unit("ExecStart");
+    let flag = flag.strip_prefix("/usr/bin/guard run ").and_then(|rest| rest.strip_suffix(" /etc/guard/policy.yaml"));
+    let start = |guard: &Guard| {
+        let command = guard.run_command(&[flag.expect("run, of the package's policy")]).unwrap();
+        let mut daemon = Process::spawn(&mut confined(&world, guard, &command)).unwrap();
+        let ready = daemon.wait_line(LIMIT, |line| line.contains("guard is ready: ENFORCING")).unwrap();
+        (daemon, ready)
+    };
+    let (daemon, _) = start(&guard);
 
     let asked = unit("ExecReload");
     let verb = asked.strip_prefix("/usr/bin/guard ").expect("guard itself");
-    let reload = || -> Ended { run(&mut confined(&world, &guard, &guard.command(verb).unwrap()), LIMIT).unwrap() };
+    let reload =
+        |guard: &Guard| -> Ended { run(&mut confined(&world, guard, &guard.command(verb).unwrap()), LIMIT).unwrap() };
     guard.write_policy(&policy("two", "tcp/80-22")).unwrap();
-    let refused = reload();
+    let refused = reload(&guard);
     assert_eq!(refused.code(), Some(1), "{}", refused.text());
     assert_eq!(guard.status().unwrap()["policy"], "one");
 
     guard.write_policy(&policy("two", "tcp/80")).unwrap();
-    let done = reload();
+    let done = reload(&guard);
     assert!(done.good(), "{}", done.text());
     // The daemon too knows of it.
     let status = guard.status().unwrap();
     assert_eq!((&status["policy"], &status["deadline"]), (&"two".into(), &serde_json::Value::Null), "{status:#}");
     assert_eq!(status["enforcing"], true, "{status:#}");
     assert_eq!(status["daemon"]["notices"], serde_json::json!([]), "{status:#}");
+
+    // Started anew, on a host that was down meanwhile, too: with what was in force, though its file be wrong by now.
+    guard.write_policy("version: 1\nname: three\nmode: enforce\ninbound: nonsense\n").unwrap();
+    daemon.signal(Signal::SIGTERM).unwrap();
+    assert!(daemon.finish(LIMIT).unwrap().good());
+    let (daemon, ready) = start(&guard);
+    assert!(ready.contains("policy two"), "{ready}");
+    guard.reboot().unwrap();
+    drop(daemon);
+    let (_daemon, ready) = start(&guard);
+    assert!(ready.contains("policy two"), "{ready}");
 }
 
 /// `prerm`, as dpkg calls it, where systemd does not run.
@@ -94,7 +114,7 @@ fn removal(world: &World, guard: &Guard, agreed: bool) -> Ended {
 #[test]
 fn a_removal_under_a_lockdown_opens_the_host_or_does_not_happen() {
     let Some(world) = new_world("netns_package a_removal") else { return };
-    let guard = Guard::prepare(&world, "").unwrap();
+    let mut guard = Guard::prepare(&world, "").unwrap();
     let cgroup = world.cgroup().display().to_string();
     let evidence = world.dir().join("evidence").display().to_string();
     let lockdown = ["--yes", "--console", "--no-keep-session", "--confirm-within", "none", "--cgroup", &cgroup];
@@ -108,13 +128,20 @@ fn a_removal_under_a_lockdown_opens_the_host_or_does_not_happen() {
     let status = guard.status().unwrap();
     assert!(locked(&status), "{status:#}");
 
+    // Nothing is attached, and the lockdown waits for its start.
+    guard.reboot().unwrap();
+    let refused = removal(&world, &guard, false);
+    assert_eq!(refused.code(), Some(1), "{}", refused.text());
+    guard.run(&["--resume"]).unwrap();
+    let status = guard.status().unwrap();
+    assert!(locked(&status), "{status:#}");
+
     let removed = removal(&world, &guard, true);
     assert!(removed.good(), "{}", removed.text());
     assert_eq!(guard.status().unwrap()["mode"], "none");
 
     // Where everything passes nobody is asked.
     guard.write_policy("version: 1\nname: seen\nmode: audit\ninbound: []\noutbound: []\n").unwrap();
-    let mut guard = guard;
     guard.run(&[]).unwrap();
     let removed = removal(&world, &guard, false);
     assert!(removed.good(), "{}", removed.text());
