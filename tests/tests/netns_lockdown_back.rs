@@ -121,6 +121,57 @@ fn a_second_lockdown_that_fails_leaves_the_first() {
     assert!(host.recovery.exists());
 }
 
+/// Until the terminal has shown it.
+fn wait(terminal: &Terminal<'_>, text: &str) {
+    let deadline = Instant::now() + LIMIT;
+    while !terminal.process.output().contains(text) {
+        assert!(Instant::now() < deadline, "{text}: {}", terminal.process.output());
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether a `guard confirm` of this instance waits for an answer: it reads its standard input (read is system call 0).
+fn is_asking(instance: &str) -> bool {
+    fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+        let read = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+        let command = read("cmdline");
+        command.contains("confirm\0") && command.contains(instance) && read("syscall").starts_with("0 0x0 ")
+    })
+}
+
+#[test]
+fn an_answer_confirms_what_was_asked_about_and_nothing_else() {
+    let Some(host) = Host::new("netns_lockdown_back answer") else { return };
+    let sshd = Sshd::start(&host.world.server, host.world.dir(), 22).unwrap();
+    let mut terminal = Terminal::open(&sshd, &host.world);
+    let lock_down = || {
+        let mut command = host.lockdown(&["--allow-from", "192.0.2.20", "--confirm-within", "5m", "--json"]);
+        let mut process = Process::spawn(command.stdin(Stdio::null())).unwrap();
+        process.wait_line(LIMIT, |line| line.contains("\"event\":\"contained\"")).unwrap();
+        process
+    };
+    let _first = lock_down();
+    terminal.types(&format!(
+        "NO_COLOR=1 {} confirm --instance {} --state-dir {}",
+        binary().unwrap().display(),
+        host.guard.instance(),
+        host.guard.state_dir().display()
+    ));
+    let deadline = Instant::now() + LIMIT;
+    while !is_asking(host.guard.instance()) {
+        assert!(Instant::now() < deadline, "nobody is asked: {}", terminal.process.output());
+        thread::sleep(Duration::from_millis(20));
+    }
+    // Somebody else undoes it and locks down anew, while the person thinks.
+    host.tell("rollback", &[]);
+    let _second = lock_down();
+    terminal.types("y");
+    wait(&terminal, "what was asked about does not hold any more");
+    let status = host.guard.status().unwrap();
+    assert!(status["lockdown"]["confirmed"].is_null() && !status["deadline"].is_null(), "{status:#}");
+    host.tell("rollback", &[]);
+}
+
 #[test]
 fn a_session_that_was_chosen_by_an_answer_is_ended() {
     let Some(host) = Host::new("netns_lockdown_back questions") else { return };
@@ -137,13 +188,6 @@ fn a_session_that_was_chosen_by_an_answer_is_ended() {
         host.guard.state_dir().display(),
         world.cgroup().display()
     ));
-    let wait = |terminal: &Terminal<'_>, text: &str| {
-        let deadline = Instant::now() + LIMIT;
-        while !terminal.process.output().contains(text) {
-            assert!(Instant::now() < deadline, "{text}: {}", terminal.process.output());
-            thread::sleep(Duration::from_millis(20));
-        }
-    };
     wait(&terminal, "Cannot    undo");
     // Whether to cut the other session, and whether to lock down. A question's line has no end, so it is not waited for.
     terminal.types("y");
@@ -217,6 +261,33 @@ fn whatever_is_damaged_a_host_that_was_locked_down_does_not_open() {
     assert!(!host.recovery.exists());
     let timeline = fs::read_to_string(host.guard.state_dir().join("timeline.jsonl")).unwrap();
     assert!(timeline.contains("the lockdown is over"), "{timeline}");
+}
+
+/// Whoever is to be kept in can fill it.
+#[test]
+fn a_full_disk_opens_no_host_that_was_locked_down() {
+    let Some(mut host) = Host::new("netns_lockdown_back full") else { return };
+    let state = host.guard.state_dir().to_owned();
+    fs::create_dir(&state).unwrap();
+    // In the world's own mount namespace, in which all commands run.
+    let shell = |host: &Host, script: &str| {
+        let mut shell = host.world.operator.command("/bin/sh");
+        run(shell.args(["-c", script, "sh"]).arg(&state), LIMIT).unwrap()
+    };
+    let mounted = shell(&host, "mount -t tmpfs -o size=16m,mode=700 none \"$1\"");
+    assert!(mounted.good(), "{}", mounted.text());
+    host.locked_down();
+    host.guard.reboot().unwrap();
+    let full = shell(&host, "cat /dev/zero > \"$1/fill\"");
+    assert!(full.stderr.contains("No space left"), "{}", full.text());
+    let (said, status) = host.run(&[]);
+    assert!(said.contains("in force, but not written down as such"), "{said}");
+    assert_eq!(status["enforcing"], true, "{said} {status:#}");
+    assert!(!status["lockdown"]["confirmed"].is_null(), "{status:#}");
+    // And what is released stays so.
+    let name = nix::unistd::gethostname().unwrap().to_string_lossy().into_owned();
+    host.tell("release", &["--host", &name]);
+    assert!(!host.recovery.exists());
 }
 
 /// All below, each file.

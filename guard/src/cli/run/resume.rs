@@ -61,7 +61,7 @@ pub(super) fn resume(args: &RunArgs, state: &StateDir, lock: Lock, global: &Glob
     let stands = live.pending || live.generation == Some(manifest.generation);
     if stands && (live.pending || manifest.lockdown.is_some()) {
         if manifest.lockdown.is_some() {
-            keep_for_afterwards(args, state, Some(&manifest));
+            keep_for_afterwards(args, state, Some(&manifest), global);
         }
         drop(lock);
         return record_only(&args.instance, global).map(Resumed::Ended);
@@ -191,14 +191,13 @@ fn put(
     let change = Change { cut_me: true, resumes: true, ..change.clone() };
     let (mut kernel, put) = put_in_force(&args.instance.instance, &options, &change, state)?;
     if locked {
-        keep_for_afterwards(args, state, state.manifest(Kept::Active).ok().flatten().as_ref());
+        keep_for_afterwards(args, state, state.manifest(Kept::Active).ok().flatten().as_ref(), global);
     }
     drop(lock);
     if let Some(by) = by {
         let text = format!("LOCKED DOWN, {by}");
         journal::record(state.path(), &Entry::new(Event::Lockdown, text.clone()));
-        // Nobody may read it.
-        let _ = output::print(&output::escape_line(&text));
+        say(&text, global);
     } else if !locked && std::path::absolute(&args.policy)? != change.source {
         let (kept, asked) = (change.source.display(), args.policy.display());
         eprintln!(
@@ -211,7 +210,7 @@ fn put(
 
 /// While a lockdown holds, what `run` names is only kept for afterwards. `active`: the lockdown's own manifest, whose file
 /// is not meant. The caller holds the lock; what goes wrong here is said, and the lockdown goes on.
-fn keep_for_afterwards(args: &RunArgs, state: &StateDir, active: Option<&Manifest>) {
+fn keep_for_afterwards(args: &RunArgs, state: &StateDir, active: Option<&Manifest>, global: &Global) {
     let own = std::path::absolute(&args.policy).is_ok_and(|path| active.is_some_and(|active| active.source == path));
     // With --resume POLICY is meant where nothing else was.
     let known = args.resume && !matches!(state.manifest(Kept::Afterwards), Ok(None));
@@ -221,12 +220,20 @@ fn keep_for_afterwards(args: &RunArgs, state: &StateDir, active: Option<&Manifes
     match afterwards::keep_file(state, &args.policy, args.audit) {
         Ok(()) => {
             let text = "a lockdown holds: this policy is kept for afterwards (guard restore), the lockdown is recorded";
-            // Nobody may read it.
-            let _ = output::print(text);
+            say(text, global);
         }
         Err(error) => {
             let text = format!("a lockdown holds, and this policy is NOT kept for afterwards: {error:#}");
             eprintln!("notice: {}", output::escape_line(&text));
         }
     }
+}
+
+/// Nobody may read it: that ends nothing.
+fn say(text: &str, global: &Global) {
+    let _ = if global.json {
+        output::json_line(&serde_json::json!({ "event": "notice", "message": text }))
+    } else {
+        output::print(&output::escape_line(text))
+    };
 }
