@@ -121,6 +121,30 @@ fn a_second_lockdown_that_fails_leaves_the_first() {
     assert!(host.recovery.exists());
 }
 
+/// Attached, and nothing in force: what holds after a failure is what is said to hold.
+#[test]
+fn a_first_lockdown_that_fails_says_what_holds() {
+    let Some(mut host) = Host::new("netns_lockdown_back first") else { return };
+    host.guard.run(&["--confirm-within", "5m"]).unwrap();
+    host.guard.tell("rollback", &[]).unwrap();
+    host.guard.signal(Signal::SIGSTOP).unwrap();
+    let index = host.world.server.interface_index("eth0");
+    let _foreign = pass_in_front(&host.world.operator, index, true).unwrap();
+    for (more, says, mode) in [
+        (&[][..], "no policy is in force, as before", "tracking"),
+        (&["--on-timeout", "ssh-only"], "the way in alone stays open, to any source", "enforce"),
+    ] {
+        let ended = run(host.lockdown(&["--confirm-within", "5m"]).args(more), LIMIT).unwrap();
+        assert_eq!(ended.code(), Some(3), "{}", ended.text());
+        assert!(ended.stderr.contains(says), "{says}: {}", ended.text());
+        let status = host.guard.status().unwrap();
+        assert_eq!(status["mode"], mode, "{status:#}");
+        assert!(status["deadline"].is_null(), "{status:#}");
+    }
+    assert_eq!(host.verdict("in tcp 203.0.113.9 -> 22"), "allow");
+    assert_eq!(host.verdict("in tcp 203.0.113.9 -> 80"), "deny");
+}
+
 /// Until the terminal has shown it.
 fn wait(terminal: &Terminal<'_>, text: &str) {
     let deadline = Instant::now() + LIMIT;

@@ -338,6 +338,25 @@ mod tests {
     }
 
     #[test]
+    fn programs_of_the_agents_own_package_are_the_agent() {
+        let root = tempfile::tempdir().unwrap();
+        let info = root.path().join("var/lib/dpkg/info");
+        std::fs::create_dir_all(&info).unwrap();
+        std::fs::write(info.join("shipper.list"), "/usr/bin/shipper\n/usr/lib/shipper/worker\n").unwrap();
+        std::fs::write(info.join("netcat.list"), "/usr/bin/nc\n").unwrap();
+        let mut agent = process(10, "/usr/bin/shipper", "shipper.service", &[]);
+        agent.parent = 1;
+        let others = [
+            process(11, "/usr/lib/shipper/worker", "shipper.service", &[1]),
+            process(12, "/usr/bin/nc", "shipper.service", &[2]),
+        ];
+        let picture = picture([vec![agent], others.to_vec()].concat());
+        let offer = named("shipper", &[], &picture, &Packages::below(root.path())).unwrap();
+        assert_eq!(offer.outbound.keys().collect::<Vec<_>>(), ["tcp/6514"], "the worker's, and not the other's");
+        assert_eq!(offer.left_out, [LeftOut { pid: 12, exe: "/usr/bin/nc".into() }]);
+    }
+
+    #[test]
     fn any_unit_can_be_named_and_what_has_no_servers_is_said() {
         let packages = Packages::default();
         let picture = picture(vec![

@@ -47,6 +47,11 @@ impl Default for Packages {
 }
 
 impl Packages {
+    #[cfg(test)]
+    pub fn below(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
     /// `exe`: as the process has it; `running`: what is read for the checksum (`/proc/PID/exe`).
     #[must_use]
     pub fn owner(&self, exe: &Path, running: &Path) -> Option<Owner> {
