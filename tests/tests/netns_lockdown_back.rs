@@ -246,6 +246,8 @@ fn whatever_is_damaged_a_host_that_was_locked_down_does_not_open() {
     // The daemon dies, and the state directory goes: what the kernel still has is not replaced by what the unit names.
     host.guard.write_policy(BEFORE).unwrap();
     fs::remove_dir_all(host.guard.state_dir()).unwrap();
+    let refused = host.ask("reload", &[&host.guard.policy().display().to_string()]);
+    assert!(refused.code() == Some(3) && refused.stderr.contains("this host is locked down"), "{}", refused.text());
     let (said, status) = host.run(&[]);
     assert!(said.contains("by the second copy"), "{said}");
     assert!(status["policy"] == "lockdown" && !status["lockdown"]["confirmed"].is_null(), "{status:#}");

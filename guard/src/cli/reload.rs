@@ -13,7 +13,7 @@ use crate::{
     },
     host::picture::{Picture, on_terminal},
     journal::{self, Entry, Event},
-    lockdown::{afterwards, mark},
+    lockdown::{afterwards, mark, marker},
 };
 
 /// Change the policy in force, in one step; on any error the old one stays
@@ -49,6 +49,17 @@ pub fn run(args: &ReloadArgs, global: &Global) -> anyhow::Result<Exit> {
     change::settle(&mut engine, &state)?;
     // In a lockdown: what was kept for afterwards is what is changed.
     let locked = mark::holding(&state)?.is_some();
+    if !locked
+        && state.manifest(Kept::Active)?.is_none()
+        && let Some(copy) = marker::path(&args.instance).filter(|copy| copy.exists())
+    {
+        anyhow::bail!(
+            "the state directory has nothing, and {} says that this host is locked down; nothing was changed\n  do    \
+             guard run{} POLICY takes the lockdown up again (POLICY is kept for afterwards); guard release opens this host",
+            copy.display(),
+            args.instance.suffix()
+        );
+    }
     let kept = state.manifest(if locked { Kept::Afterwards } else { Kept::Active })?;
     let (source, audit) = match (&args.policy, kept) {
         (Some(policy), _) => (policy.clone(), args.audit),
