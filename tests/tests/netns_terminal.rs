@@ -28,7 +28,7 @@ const GOOD: &str = "version: 1\nname: good\nmode: enforce\ninbound:\n  \
 
 /// Whatever stands between the shell and OpenSSH, the session that asks is seen: refused to be cut, and given a deadline
 /// unasked for.
-fn carried_through(test: &str, program: &str, enter: impl Fn(&World) -> String) {
+fn carried_through(test: &str, program: &str, found: &str, enter: impl Fn(&World) -> String) {
     let Some(world) = new_world(test) else { return };
     if !["/usr/bin", "/bin"].iter().any(|dir| Path::new(dir).join(program).exists()) {
         return skip(test, &format!("{program} is not installed"));
@@ -63,6 +63,15 @@ fn carried_through(test: &str, program: &str, enter: impl Fn(&World) -> String) 
     let (code, said) = terminal.run(&format!("{} confirm {at}", binary.display()));
     let status = guard.status().unwrap();
     assert!(code == 0 && status["deadline"].is_null() && status["policy"] == "better", "{said}{status:#}");
+
+    // A lockdown keeps it by itself, says how it was found, and it lives on.
+    let more = format!("--yes --evidence none --confirm-within none --cgroup {}", world.cgroup().display());
+    let (code, said) = terminal.run(&format!("NO_COLOR=1 {} lockdown {at} {more}", binary.display()));
+    assert!(code == 0 && said.contains("CONTAINED, and stays so"), "{said}");
+    let (_, way) = said.split_once("Way in    198.51.100.7 tcp/22 (your sshd").unwrap_or_else(|| panic!("{said}"));
+    assert!(way.lines().next().unwrap().ends_with(&format!("found through {found})")), "{said}");
+    assert_eq!(terminal.run("echo here"), (0, "here\n".to_owned()));
+    assert_eq!(guard.status().unwrap()["lockdown"]["ways"], serde_json::json!(["198.51.100.7/32"]));
 }
 
 /// Private to the test: nobody else's multiplexer is met, and its server goes with the world's cgroup.
@@ -76,19 +85,23 @@ fn private(world: &World) -> String {
 #[test]
 fn a_session_is_seen_through_tmux() {
     let enter = |world: &World| format!("TMUX_TMPDIR={} tmux -f /dev/null new-session 'PS1= exec sh'", private(world));
-    carried_through("netns_terminal tmux", "tmux", enter);
+    carried_through("netns_terminal tmux", "tmux", "its terminal multiplexer", enter);
 }
 
 #[test]
 fn a_session_is_seen_through_screen() {
-    let enter = |world: &World| format!("SCREENDIR={} screen -c /dev/null sh", private(world));
-    carried_through("netns_terminal screen", "screen", enter);
+    // Begun apart and attached to: else its server is a child of the client.
+    let enter = |world: &World| {
+        let screen = format!("SCREENDIR={} screen -c /dev/null", private(world));
+        format!("{screen} -dmS kept sh && {screen} -r kept")
+    };
+    carried_through("netns_terminal screen", "screen", "its terminal multiplexer", enter);
 }
 
 #[test]
 fn a_session_is_seen_through_sudo() {
     // A terminal of its own for what it runs, as Debian sets it where use_pty is on.
-    carried_through("netns_terminal sudo", "sudo", |_| "sudo -n sh".to_owned());
+    carried_through("netns_terminal sudo", "sudo", "this command's parents", |_| "sudo -n sh".to_owned());
 }
 
 /// mosh has no connection: its server answers by UDP whoever has the key. Where nothing tells who that is (no connection

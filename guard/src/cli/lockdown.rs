@@ -213,8 +213,15 @@ fn enforce(args: &LockdownArgs, prepared: &Prepared, global: &Global) -> anyhow:
         said.line(false, "NOT cut", &format!("{error:#}; what is not allowed drops all the same"), None);
         Vec::new()
     });
-    let recording = if args.foreground || state.daemon_runs().unwrap_or(false) {
+    let runs = state.daemon_runs().unwrap_or(false);
+    let foreground = args.foreground && !runs;
+    if runs && args.foreground {
+        said.line(true, "recording", "a daemon records already: --foreground has nothing to do", None);
+    }
+    let recording = if runs {
         control::tell(&state.socket(), &control::Request::Changed);
+        None
+    } else if foreground {
         None
     } else {
         match detach::start(&args.instance.instance, &state) {
@@ -244,7 +251,7 @@ fn enforce(args: &LockdownArgs, prepared: &Prepared, global: &Global) -> anyhow:
     {
         said.line(false, "state NOT saved", &error.to_string(), None);
     }
-    if args.foreground {
+    if foreground {
         drop(done);
         return run::record_only(&args.instance, global);
     }

