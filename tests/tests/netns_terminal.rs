@@ -40,7 +40,7 @@ fn carried_through(test: &str, program: &str, found: &str, enter: impl Fn(&World
     terminal.types(&enter(&world));
     // What is typed before the new shell reads is read by it.
     thread::sleep(Duration::from_millis(500));
-    assert_ne!(terminal.run("echo $$").1, before, "a shell of its own");
+    assert_ne!(terminal.run("echo $$").1, before, "a shell of its own: {}", terminal.process.output());
     let parents =
         terminal.run("p=$$; while [ $p -gt 1 ]; do cat /proc/$p/comm; p=$(cut -d' ' -f4 /proc/$p/stat); done").1;
     assert!(parents.contains(program), "below {program}: {parents}");
@@ -93,7 +93,7 @@ fn a_session_is_seen_through_screen() {
     // Begun apart and attached to: else its server is a child of the client.
     let enter = |world: &World| {
         let screen = format!("SCREENDIR={} screen -c /dev/null", private(world));
-        format!("{screen} -dmS kept sh && {screen} -r kept")
+        format!("{screen} -dmS kept sh; until {screen} -x kept; do sleep 0.1; done")
     };
     carried_through("netns_terminal screen", "screen", "its terminal multiplexer", enter);
 }
