@@ -156,7 +156,7 @@ fn except(
 /// What was written cannot be used: wrong usage, with what would be right.
 fn refuse(error: &anyhow::Error) -> anyhow::Result<Exit> {
     let style = output::Style::stderr();
-    eprintln!("{} {}", style.error("error:"), output::escape_line(&format!("{error:#}")));
+    eprintln!("{} {}", style.error("error:"), output::escape_line(&output::chain(error)));
     if let Some(bad) = error.downcast_ref::<BadFlow>() {
         eprintln!("  {}", output::escape_line(&bad.help));
     }

@@ -46,12 +46,7 @@ pub fn run(args: &CheckArgs, global: &Global) -> anyhow::Result<Exit> {
     } else {
         show(&found, false)?;
     }
-    let Some(loaded) = loaded else {
-        // A policy that could not even be read has not been judged.
-        let unread =
-            found.list.iter().any(|d| d.excerpt.is_none() && matches!(d.code, "file_missing" | "file_unreadable"));
-        return Ok(if unread { Exit::CouldNot } else { Exit::No });
-    };
+    let Some(loaded) = loaded else { return Ok(refused(&found)) };
     if !global.json {
         if args.effective {
             print(&policy::effective::yaml(&loaded.policy))?;
@@ -60,6 +55,23 @@ pub fn run(args: &CheckArgs, global: &Global) -> anyhow::Result<Exit> {
         }
     }
     Ok(Exit::Good)
+}
+
+/// What a command says of a policy that it cannot use: as JSON where that was asked for, else on standard error, since
+/// standard output is for answers.
+pub(crate) fn refuse(found: &Diagnostics, global: &Global) -> io::Result<Exit> {
+    if global.json {
+        json_line(&serde_json::json!({ "valid": false, "diagnostics": found.json() }))?;
+    } else {
+        show(found, true)?;
+    }
+    Ok(refused(found))
+}
+
+/// A policy that could not even be read has not been judged.
+fn refused(found: &Diagnostics) -> Exit {
+    let unread = found.list.iter().any(|d| d.excerpt.is_none() && matches!(d.code, "file_missing" | "file_unreadable"));
+    if unread { Exit::CouldNot } else { Exit::No }
 }
 
 /// Prints diagnostics; to standard error where standard output has another use.

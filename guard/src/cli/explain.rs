@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     Exit, Global, InstanceArgs,
-    check::show,
+    check::{refuse, show},
     output::{Style, escape_line, json_line, print, utc},
 };
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
     policy::{
         answer::{Answer, answer, beside_the_rules, line_to_paste, why_not},
         compile::compile,
+        diagnostics::Diagnostics,
         effective::hex,
         exceptions::{Exception, compose},
         model::{FlowQuery, Mode, Place, Policy, spoken_place},
@@ -77,7 +78,15 @@ pub fn run(args: &ExplainArgs, global: &Global) -> anyhow::Result<Exit> {
         Some(path) => Source { path: PathBuf::from(path), copied_below: None, audit: false, exceptions: Vec::new() },
         None => running(&args.instance)?,
     };
-    let told = tell(&source, &flow, &text, wanted)?;
+    let told = match tell(&source, &flow, &text, wanted)? {
+        Ok(told) => told,
+        // One that runs was good when it was put in force.
+        Err(found) if source.copied_below.is_some() => {
+            refuse(&found, global)?;
+            return Ok(Exit::CouldNot);
+        }
+        Err(found) => return Ok(refuse(&found, global)?),
+    };
     if global.json {
         json_line(&told.json)?
     } else {
@@ -102,16 +111,20 @@ pub struct Explained {
 pub fn by_running(instance: &InstanceArgs, text: &str, wanted: bool) -> anyhow::Result<Option<Explained>> {
     let Ok(source) = running(instance) else { return Ok(None) };
     let Ok(flow) = text.parse::<FlowQuery>() else { return Ok(None) };
-    tell(&source, &flow, text, wanted).map(Some)
-}
-
-fn tell(source: &Source, flow: &FlowQuery, text: &str, wanted: bool) -> anyhow::Result<Explained> {
-    let mut ready = match ready(&source.path) {
-        Ok(ready) => ready,
+    match tell(&source, &flow, text, wanted)? {
+        Ok(told) => Ok(Some(told)),
         Err(found) => {
             show(&found, true)?;
-            bail!("the policy cannot be used: {found}");
+            bail!("the policy cannot be used: {found}")
         }
+    }
+}
+
+/// `Err`: the policy is not valid, which nobody has been told yet.
+fn tell(source: &Source, flow: &FlowQuery, text: &str, wanted: bool) -> anyhow::Result<Result<Explained, Diagnostics>> {
+    let mut ready = match ready(&source.path) {
+        Ok(ready) => ready,
+        Err(found) => return Ok(Err(found)),
     };
     if !source.exceptions.is_empty() {
         ready.loaded.policy = compose(ready.loaded.policy, &source.exceptions);
@@ -120,14 +133,14 @@ fn tell(source: &Source, flow: &FlowQuery, text: &str, wanted: bool) -> anyhow::
     let policy = &ready.loaded.policy;
     let answer = answer(policy, &ready.compiled, flow, ready.now);
     let told = Told { source, policy, ready: &ready, answer: &answer, flow, text, wanted };
-    Ok(Explained { text: told.text(), json: told.json(), verdict: answer.explanation.verdict })
+    Ok(Ok(Explained { text: told.text(), json: told.json(), verdict: answer.explanation.verdict }))
 }
 
 /// Policy and flow. A flow that was not quoted is several words.
 fn split(words: &[String]) -> (Option<&str>, String) {
     let begins_flow = |word: &str| {
         let first = word.split_whitespace().next().unwrap_or("");
-        matches!(first, "in" | "out" | "inbound" | "outbound")
+        ["in", "out", "inbound", "outbound"].iter().any(|way| first.eq_ignore_ascii_case(way))
     };
     match words {
         [policy, flow @ ..] if !flow.is_empty() && !begins_flow(policy) => (Some(policy), flow.join(" ")),
@@ -148,7 +161,15 @@ struct Source {
 /// The policy that the instance runs, from the copy in its state directory.
 fn running(instance: &InstanceArgs) -> anyhow::Result<Source> {
     let directory = instance.state_dir();
-    let none = || format!("no policy is running as instance \"{}\"; name a POLICY before the flow", instance.instance);
+    let none = || {
+        format!(
+            "no policy is running here (instance {}); name a POLICY before the flow, or start one: guard run POLICY",
+            instance.instance
+        )
+    };
+    if !directory.try_exists().unwrap_or(true) {
+        bail!(none());
+    }
     let state = StateDir::open(&directory).with_context(none)?;
     let manifest = state.manifest(Kept::Active)?.with_context(none)?;
     Ok(Source {

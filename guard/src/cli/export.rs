@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 
 use super::{
     Exit, Global,
-    check::show,
+    check::refuse,
     output::{Style, escape_line, json_line, print, write_new},
 };
 use crate::policy::{effective::hex, nft, ready::ready};
@@ -35,10 +35,7 @@ pub fn run(args: &ExportArgs, global: &Global) -> anyhow::Result<Exit> {
     let Format::Nft = args.format;
     let ready = match ready(&args.policy) {
         Ok(ready) => ready,
-        Err(found) => {
-            show(&found, true)?;
-            return Ok(Exit::No);
-        }
+        Err(found) => return Ok(refuse(&found, global)?),
     };
     let policy = &ready.loaded.policy;
     let made = nft::ruleset(policy, ready.now.unix_ns);

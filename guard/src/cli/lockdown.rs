@@ -403,14 +403,7 @@ fn refused(error: PrepareError, global: &Global) -> anyhow::Result<Exit> {
             }
             Ok(Exit::CouldNot)
         }
-        PrepareError::Policy(found) => {
-            if global.json {
-                output::json_line(&serde_json::json!({ "valid": false, "diagnostics": found.json() }))?;
-            } else {
-                check::show(&found, true)?;
-            }
-            Ok(Exit::No)
-        }
+        PrepareError::Policy(found) => Ok(check::refuse(&found, global)?),
         PrepareError::Other(error) => Err(error),
     }
 }

@@ -217,7 +217,7 @@ fn run_with(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Ok(exit) => exit,
         Err(error) if is_broken_pipe(&error) => Exit::Good,
         Err(error) => {
-            let text = output::escape(&format!("{error:#}"));
+            let text = output::escape(&output::chain(&error));
             let _ = writeln!(io::stderr(), "{} {text}", output::Style::stderr().error("error:"));
             Exit::CouldNot
         }

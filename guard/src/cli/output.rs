@@ -110,6 +110,20 @@ pub fn table(header: &[&str]) -> Table {
     table
 }
 
+/// An error and its causes on one line. Many errors here say their cause themselves: it is not said twice.
+#[must_use]
+pub fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// One JSON object on one line.
 pub fn json_line(value: &impl Serialize) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -127,6 +141,14 @@ pub fn print(text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let missing = || io::Error::from_raw_os_error(2);
+        let said = anyhow::Error::new(missing()).context(format!("cannot use /none: {}", missing()));
+        assert_eq!(chain(&said), "cannot use /none: No such file or directory (os error 2)");
+        assert_eq!(chain(&anyhow::Error::new(missing()).context("a")), "a: No such file or directory (os error 2)");
+    }
 
     #[test]
     fn plain_has_no_colour() {

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use super::{
     Exit, Global, InstanceArgs,
+    check::refuse,
     output::{Style, escape, json_line, table},
 };
 use crate::{
@@ -35,7 +36,7 @@ use crate::{
 pub struct ReplayArgs {
     #[arg(value_name = "POLICY")]
     pub policy: PathBuf,
-    /// pcap or pcapng; `-` reads standard input
+    /// pcap or pcapng, also in gzip; `-` reads standard input
     #[arg(value_name = "CAPTURE", required_unless_present = "flows")]
     pub capture: Option<PathBuf>,
     /// Flows that were recorded: this host's own since a time or age (7d), or a file of any kind that `guard suggest`
@@ -65,10 +66,7 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
 pub fn run(args: &ReplayArgs, global: &Global) -> anyhow::Result<Exit> {
     let loaded = match policy::load(&args.policy) {
         Ok(loaded) => loaded,
-        Err(found) => {
-            io::stderr().write_all(found.render(Style::stderr().has_colour()).as_bytes())?;
-            return Ok(Exit::No);
-        }
+        Err(found) => return Ok(refuse(&found, global)?),
     };
     let policy = &loaded.policy;
     let capture = match (&args.flows, &args.capture) {
@@ -104,7 +102,7 @@ pub fn run(args: &ReplayArgs, global: &Global) -> anyhow::Result<Exit> {
     bar.finish_and_clear();
 
     let flows = replay.flows();
-    let broken = opened.reader().broken().map(|error| error.to_string());
+    let broken = opened.reader().broken().map(str::to_owned);
     let totals = report::totals(&replay, &flows, broken);
     if global.json {
         let mut out = BufWriter::new(io::stdout().lock());

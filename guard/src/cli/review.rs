@@ -63,10 +63,7 @@ const FLOWS: usize = 50;
 pub fn run(args: &ReviewArgs, global: &Global) -> anyhow::Result<Exit> {
     let loaded = match args.policy.as_deref().map(policy::load).transpose() {
         Ok(loaded) => loaded,
-        Err(found) => {
-            check::show(&found, true)?;
-            return Ok(Exit::No);
-        }
+        Err(found) => return Ok(check::refuse(&found, global)?),
     };
     if args.show.is_some() && args.from.iter().any(|path| path.as_os_str() == "-") {
         bail!("--show reads what is recorded twice, and standard input cannot be: write it to a file first");

@@ -67,10 +67,7 @@ pub fn run(args: &SuggestArgs, global: &Global) -> anyhow::Result<Exit> {
         None => None,
         Some(path) => match policy::load(path) {
             Ok(loaded) => Some((path, loaded)),
-            Err(found) => {
-                check::show(&found, true)?;
-                return Ok(Exit::No);
-            }
+            Err(found) => return Ok(check::refuse(&found, global)?),
         },
     };
     let judge = known.as_ref().map(|(_, loaded)| Judge::new(&loaded.policy, now_us())).transpose()?;

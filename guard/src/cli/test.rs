@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     Exit, Global,
-    check::show,
+    check::refuse,
     output::{Style, escape_line, json_line, print},
 };
 use crate::policy::{
@@ -39,14 +39,7 @@ struct Outcome<'a> {
 pub fn run(args: &TestArgs, global: &Global) -> anyhow::Result<Exit> {
     let ready = match ready(&args.policy) {
         Ok(ready) => ready,
-        Err(found) if global.json => {
-            json_line(&serde_json::json!({ "valid": false, "diagnostics": found.json() }))?;
-            return Ok(Exit::No);
-        }
-        Err(found) => {
-            show(&found, true)?;
-            return Ok(Exit::No);
-        }
+        Err(found) => return Ok(refuse(&found, global)?),
     };
     let policy = &ready.loaded.policy;
     let outcomes: Vec<Outcome<'_>> = policy.tests.iter().map(|test| outcome(policy, &ready, test)).collect();

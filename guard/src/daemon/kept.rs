@@ -12,7 +12,7 @@ use super::{
     state_dir::{Kept, Manifest, StateDir},
 };
 use crate::{
-    cli::{Exit, Global, check, output},
+    cli::{Exit, Global, check},
     policy::{
         self,
         diagnostics::Diagnostics,
@@ -40,14 +40,7 @@ pub fn read_for(path: &Path, global: &Global) -> io::Result<Result<Policy, Exit>
             check::show(&ready.loaded.warnings, true)?;
             Ok(Ok(ready.loaded.policy))
         }
-        Err(found) => {
-            if global.json {
-                output::json_line(&serde_json::json!({ "valid": false, "diagnostics": found.json() }))?;
-            } else {
-                check::show(&found, true)?;
-            }
-            Ok(Err(Exit::No))
-        }
+        Err(found) => Ok(Err(check::refuse(&found, global)?)),
     }
 }
 

@@ -32,9 +32,10 @@ pub fn yaml(policy: &Policy) -> String {
         }
     }
     text.push_str("\n# Essential traffic, each in its narrowest form (SECURITY.md).\nessentials:\n");
-    for (name, switch) in essentials::NAMES {
+    for (name, switch, what) in essentials::NAMES {
         let mut essentials = policy.essentials;
-        let _ = writeln!(text, "  {name}: {}", *switch(&mut essentials));
+        let set = format!("{name}: {}", *switch(&mut essentials));
+        let _ = writeln!(text, "  {set:<27}# {what}");
     }
     if policy.lockdown {
         text.push_str("\n# An inbound flow that began before guard needs a remote that is named.\nlockdown: true\n");

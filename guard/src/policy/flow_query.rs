@@ -8,7 +8,9 @@
 //! in|out proto/NUMBER REMOTE                 [on INTERFACE]
 //! ```
 //!
-//! In place of a protocol the name of a built-in service stands for it and its port: `out https 203.0.113.9`.
+//! In place of a protocol the name of a built-in service stands for it and its port: `out https 203.0.113.9`, and in
+//! place of a port such a name: `out tcp 203.0.113.9:https`. Words may be in capitals, and the ones that people put in
+//! between are understood: `in tcp from 198.51.100.7 to port 22`, `out tcp to 203.0.113.9 port 443`.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -56,22 +58,24 @@ impl std::str::FromStr for FlowQuery {
         let spaced = text.replace("->", " -> ").replace('→', " -> ");
         let mut words: Vec<&str> = spaced.split_whitespace().collect();
         let interface = match words.as_slice() {
-            [.., "on", name] => Some((*name).to_owned()),
+            [.., on, name] if on.eq_ignore_ascii_case("on") => Some((*name).to_owned()),
             _ => None,
         };
         if interface.is_some() {
             words.truncate(words.len() - 2);
         }
-        let direction = match words.first() {
-            Some(&("in" | "inbound")) => Direction::Inbound,
-            Some(&("out" | "outbound")) => Direction::Outbound,
+        let direction = match words.first().map(|word| word.to_ascii_lowercase()).as_deref() {
+            Some("in" | "inbound") => Direction::Inbound,
+            Some("out" | "outbound") => Direction::Outbound,
             _ => return bad("a flow begins with `in` or `out`", "write one such as 'out tcp 203.0.113.9:443'"),
         };
         let Some(protocol) = words.get(1) else {
             return bad("the flow names no protocol", format!("write {} tcp …", words[0]));
         };
-        let asked = asked(protocol)?;
-        let (left, right) = ends(&words[2..], direction, &asked)?;
+        let asked = asked(&protocol.to_ascii_lowercase())?;
+        let rest = without_prepositions(&words[2..], direction);
+        let words: Vec<&str> = rest.iter().map(String::as_str).collect();
+        let (left, right) = ends(&words, direction, &asked)?;
         let remote_end = if direction == Direction::Inbound { left } else { right };
         let local_end = if direction == Direction::Inbound { right } else { left };
         let Some(remote) = remote_end.address else {
@@ -90,7 +94,7 @@ impl std::str::FromStr for FlowQuery {
             }
             Asked::Service(service) => service,
             Asked::Whole(number) => u32::from(number) << 16,
-            Asked::Icmp => icmp_service(&words[2..], remote)?,
+            Asked::Icmp => icmp_service(&words, remote)?,
         };
         let remote_port = if direction == Direction::Inbound { remote_end.port } else { None };
         Ok(Self { direction, remote, remote_port, local: local_end.address, service, interface })
@@ -136,6 +140,36 @@ fn asked(word: &str) -> Result<Asked, BadFlow> {
     bad(format!("`{word}` is not a protocol"), "write tcp, udp, sctp, icmp, proto/NUMBER, or a service such as https")
 }
 
+/// `from A to port P` as `A -> P`, and `A port P`, or out `A P`, as `A:P`.
+fn without_prepositions(words: &[&str], direction: Direction) -> Vec<String> {
+    let mut plain: Vec<String> = Vec::with_capacity(words.len());
+    let mut names_port = false;
+    for word in words {
+        let word = word.to_ascii_lowercase();
+        match word.as_str() {
+            "from" if plain.is_empty() => continue,
+            "to" if plain.is_empty() && direction == Direction::Outbound => continue,
+            "to" => plain.push("->".to_owned()),
+            "port" => {
+                names_port = true;
+                continue;
+            }
+            _ => match plain.last_mut() {
+                Some(last)
+                    if end(&word).is_ok_and(|end| end.address.is_none())
+                        && (names_port || direction == Direction::Outbound && word.parse::<u16>().is_ok())
+                        && let Ok(End { address: Some(address), port: None }) = end(last) =>
+                {
+                    *last = if address.is_ipv6() { format!("[{address}]:{word}") } else { format!("{address}:{word}") };
+                }
+                _ => plain.push(word),
+            },
+        }
+        names_port = false;
+    }
+    plain
+}
+
 /// What stands left and right of the arrow; without one, the remote on its side.
 fn ends(words: &[&str], direction: Direction, asked: &Asked) -> Result<(End, End), BadFlow> {
     // With ICMP the type stands last; with everything else nothing follows the ends.
@@ -158,7 +192,7 @@ fn ends(words: &[&str], direction: Direction, asked: &Asked) -> Result<(End, End
     }
 }
 
-/// `ADDRESS`, `ADDRESS:PORT`, `[V6]:PORT`, `[V6]`, `PORT`, `:PORT`, `*:PORT`.
+/// `ADDRESS`, `ADDRESS:PORT`, `[V6]:PORT`, `[V6]`, `PORT`, `:PORT`, `*:PORT`; for a port also a service's name.
 fn end(text: &str) -> Result<End, BadFlow> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(End { address: Some(address.to_canonical()), port: None });
@@ -175,11 +209,15 @@ fn end(text: &str) -> Result<End, BadFlow> {
     if let Ok(port) = port.parse::<u16>() {
         return Ok(End { address: None, port: Some(port) });
     }
-    if let Some(ranges) = BUILT_IN.iter().find(|(name, _)| *name == port).map(|(_, ranges)| *ranges)
-        && let Some(range) =
-            ranges.first().filter(|range| matches!((range.first >> 16) as u8, services::TCP | services::UDP))
+    if let Some(port) = port_named(port) {
+        return Ok(End { address: None, port: Some(port) });
+    }
+    if let Some((host, name)) = text.rsplit_once(':')
+        && let Some(port) = port_named(name)
+        && let Ok(End { address: Some(address), port: None }) = end(host)
+        && (address.is_ipv4() || host.starts_with('['))
     {
-        return Ok(End { address: None, port: Some(range.first as u16) });
+        return Ok(End { address: Some(address), port: Some(port) });
     }
     let help = if text.matches(':').count() > 1 {
         "write IPv6 addresses with a port in brackets: [2001:db8::9]:443"
@@ -189,6 +227,13 @@ fn end(text: &str) -> Result<End, BadFlow> {
         "write an address, ADDRESS:PORT or [V6]:PORT"
     };
     bad(format!("`{text}` is neither an address nor a port"), help)
+}
+
+/// Of a built-in service that has ports.
+fn port_named(name: &str) -> Option<u16> {
+    let (_, ranges) = BUILT_IN.iter().find(|(known, _)| *known == name)?;
+    let range = ranges.first().filter(|range| matches!((range.first >> 16) as u8, services::TCP | services::UDP))?;
+    Some(range.first as u16)
 }
 
 /// A word that is no address: a type's name or number.
@@ -242,6 +287,23 @@ mod tests {
         assert_eq!(query("out icmp 203.0.113.9 8"), ping);
         assert_eq!(query("out icmp 192.0.2.1 -> 203.0.113.9 echo-request").local, Some("192.0.2.1".parse().unwrap()));
         assert_eq!(query("in ssh 198.51.100.7").service, 6 << 16 | 22);
+        for said in [
+            "OUT TCP 203.0.113.9:443",
+            "out tcp 203.0.113.9:https",
+            "out tcp 203.0.113.9 443",
+            "out tcp 203.0.113.9 port 443",
+            "out tcp to 203.0.113.9 port https",
+        ] {
+            assert_eq!(query(said), out, "{said}");
+        }
+        assert_eq!(query("out tcp 2001:db8::9 port 443"), query("out tcp [2001:db8::9]:443"));
+        assert_eq!(query("in udp from 198.51.100.7 to port 53"), inbound);
+        assert_eq!(query("in udp from 198.51.100.7 to 53"), inbound);
+        assert_eq!(query("out icmp to 203.0.113.9 Echo-Request"), ping);
+        assert_eq!(
+            query("in tcp from 198.51.100.7 port 40000 to 192.0.2.1:ssh ON Eth1"),
+            query("in tcp 198.51.100.7:40000 -> 192.0.2.1:22 on Eth1")
+        );
     }
 
     #[test]
@@ -263,6 +325,13 @@ mod tests {
             "out tcp 203.0.113.9:99999",
             "out proto/999 203.0.113.9",
             "out icmp 203.0.113.9 *",
+            // Whose port is not said.
+            "in tcp 198.51.100.7 22",
+            "in tcp 198.51.100.7 port 22",
+            "out tcp 203.0.113.9:443 443",
+            "out tcp port 443",
+            "out tcp 2001:db8::9:https",
+            "out tcp 203.0.113.9:ping",
         ] {
             assert!(text.parse::<FlowQuery>().is_err(), "{text}");
         }

@@ -391,7 +391,7 @@ impl Reader<'_> {
     }
 
     fn essentials(&mut self, node: &Node) -> Vec<(Text, At<bool>)> {
-        let known: Vec<&str> = super::essentials::NAMES.iter().map(|(name, _)| *name).collect();
+        let known: Vec<&str> = super::essentials::NAMES.iter().map(|(name, ..)| *name).collect();
         let Some(map) = self.map(node, "`essentials`", &known) else { return Vec::new() };
         let mut essentials = Vec::new();
         for (name, node) in map.entries {

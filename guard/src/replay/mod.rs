@@ -5,6 +5,7 @@
 pub mod capture;
 pub mod link;
 pub mod memory;
+pub mod pipe;
 pub mod report;
 pub mod side;
 

@@ -154,6 +154,7 @@ pub fn headline(policy: &Policy, totals: &Totals) -> String {
     let denied = totals.denied;
     let would = if denied.packets == 0 { "would pass" } else { "would have been cut" };
     let _ = match denied.packets {
+        0 if totals.packets == 0 => writeln!(text, "No packets: nothing to judge."),
         0 => writeln!(text, "All {} flows {would} under {}.", totals.flows, policy.name),
         _ => writeln!(
             text,
@@ -177,6 +178,13 @@ pub fn headline(policy: &Policy, totals: &Totals) -> String {
     }
     if totals.skipped.both_local > 0 {
         let _ = writeln!(text, "  skipped   {} packets between local addresses", totals.skipped.both_local);
+    }
+    if let Some(cut) = totals.reasons.get(Reason::Truncated.as_str()) {
+        let _ = writeln!(
+            text,
+            "  warning   {} packets were captured too short to be judged, and count as denied: capture with tcpdump -s 0",
+            cut.packets
+        );
     }
     if let Some(broken) = &totals.broken {
         let _ = writeln!(text, "  warning   the capture breaks off: {broken}");

@@ -204,6 +204,37 @@ fn a_capture_that_breaks_off_says_so() {
     assert!(totals.broken.is_some());
 }
 
+/// One that breaks off between two packets, which libpcap takes for the end.
+#[test]
+fn a_packed_capture_is_read_and_one_that_breaks_off_says_so() {
+    let question = |second: u32| (second, ethernet(true, &udp(US, 1000 + second as u16, [192, 0, 2, 53], 53)));
+    let (kept, path) = capture(1, &(0..40).map(question).collect::<Vec<_>>());
+    let plain = std::fs::read(&path).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
+    gzip.write_all(&plain).unwrap();
+    let packed = gzip.finish().unwrap();
+    let path = kept.path().join("capture.pcap.gz");
+    std::fs::write(&path, &packed).unwrap();
+    let (lines, totals) = replayed(&path, &[]);
+    assert_eq!((lines.len(), totals.broken), (40, None));
+    // Everything but what says that it is whole.
+    std::fs::write(&path, &packed[..packed.len() - 8]).unwrap();
+    let (lines, totals) = replayed(&path, &[]);
+    assert_eq!(lines.len(), 40);
+    assert!(totals.broken.is_some());
+}
+
+#[test]
+fn what_is_no_capture_says_what_to_do() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("capture");
+    for (bytes, said) in [(&b""[..], "empty"), (b"not a capture, but long enough to be one", "--flows")] {
+        std::fs::write(&path, bytes).unwrap();
+        let error = Reader::open(&path, None).err().unwrap().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+}
+
 #[test]
 fn other_link_types_are_refused() {
     let (_kept, path) = capture(105, &[]);

@@ -56,6 +56,35 @@ fn check_says_yes_and_no() {
     assert_eq!(guard(&directory, &["check", "nowhere.yaml"]).code, 3);
 }
 
+/// Whichever command is given it: 1, with the place; as JSON where that was asked for. A policy that is not there: 3.
+#[test]
+fn every_command_refuses_a_bad_policy_alike() {
+    let directory = with_policy(&POLICY.replace("services: dns", "services: dsn"));
+    let flow = "out udp 192.0.2.53:53";
+    for (command, rest) in [
+        (&["check"][..], &[][..]),
+        (&["test"], &[]),
+        (&["explain"], &[flow]),
+        (&["replay"], &["capture.pcap"]),
+        (&["export", "nft"], &[]),
+        (&["suggest"], &["--from", "flows.jsonl"]),
+        (&["review", "--from", "flows.jsonl", "--policy"], &[]),
+        (&["run", "--dry-run", "--state-dir", "state"], &[]),
+    ] {
+        let arguments = |policy| [command, &[policy], rest].concat();
+        let ran = guard(&directory, &arguments("policy.yaml"));
+        assert_eq!(ran.code, 1, "{command:?}: {}{}", ran.out, ran.err);
+        let said = ran.out + &ran.err;
+        assert!(said.contains("policy.yaml:7:") && said.contains("did you mean `dns`?"), "{command:?}: {said}");
+        let ran = guard(&directory, &[arguments("policy.yaml"), vec!["--json"]].concat());
+        assert_eq!(ran.code, 1, "{command:?}");
+        let json = ran.json();
+        assert_eq!((&json["valid"], &json["diagnostics"][0]["line"]), (&false.into(), &7.into()), "{command:?}");
+        let ran = guard(&directory, &arguments("nowhere.yaml"));
+        assert_eq!(ran.code, 3, "{command:?}: {}{}", ran.out, ran.err);
+    }
+}
+
 #[test]
 fn check_finds_rules_that_several_others_hide() {
     let halves =

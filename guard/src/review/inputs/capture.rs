@@ -24,17 +24,16 @@ use crate::{
 /// Flows that are held at once (about 200 bytes each); more are told in parts.
 const MOST_HELD: usize = 500_000;
 
-/// `from`: where its bytes are to be had, if not in the file that is named.
 pub fn read(
     path: &Path,
-    from: &Path,
+    reader: Reader,
     options: Options<'_>,
     sink: &mut dyn FnMut(Observed),
 ) -> Result<Summary, InputError> {
     let mut summary = Summary::new(path, Format::Capture);
     let everything = policy::load_str("observing.yaml", crate::review::OBSERVING_POLICY)
         .map_err(|found| InputError::BuiltIn(found.render(false)))?;
-    let mut opened = Opened::new(Reader::open(from, options.filter)?, options.local);
+    let mut opened = Opened::new(reader, options.local);
     let compiled =
         compiled(&everything.policy, opened.first).map_err(|error| InputError::BuiltIn(error.to_string()))?;
     let link = opened.reader().link();

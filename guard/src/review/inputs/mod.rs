@@ -16,7 +16,6 @@ use std::{
     fmt,
     fs::File,
     io::{self, BufRead, BufReader, Read},
-    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -31,7 +30,10 @@ use serde::Serialize;
 pub use raw::REFUSED;
 
 use super::observed::Observed;
-use crate::replay::capture::CaptureError;
+use crate::replay::{
+    capture::{CaptureError, Reader},
+    pipe::{GZIP, Pipe},
+};
 use lines::Lines;
 use place::Placer;
 
@@ -231,7 +233,7 @@ pub fn read(path: &Path, options: Options<'_>, sink: &mut dyn FnMut(Observed)) -
         None => Box::new(io::stdin()),
     };
     let (start, whole) = sniffed(Counted { inner: stream, seen: Arc::clone(&seen) }).map_err(failed)?;
-    let unpack = start.starts_with(&[0x1f, 0x8b]);
+    let unpack = start.starts_with(&GZIP);
     let (start, whole): (_, Box<dyn Read + Send>) = match unpack {
         true => {
             let (start, whole) = sniffed(MultiGzDecoder::new(whole)).map_err(failed)?;
@@ -240,10 +242,12 @@ pub fn read(path: &Path, options: Options<'_>, sink: &mut dyn FnMut(Observed)) -
         false => (start, Box::new(whole)),
     };
     match Format::of(&start) {
-        Some(Format::Capture) if is_plain_file && !unpack => capture::read(path, path, options, sink),
+        Some(Format::Capture) if is_plain_file && !unpack => {
+            capture::read(path, Reader::open(path, options.filter)?, options, sink)
+        }
         Some(Format::Capture) => {
             let pipe = Pipe::of(whole).map_err(failed)?;
-            capture::read(path, &pipe.path(), options, sink)
+            capture::read(path, Reader::piped(path, &pipe, options.filter)?, options, sink)
         }
         _ => read_from(path, BufReader::with_capacity(256 << 10, whole), &seen, options, sink),
     }
@@ -282,27 +286,6 @@ fn fill(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(length)
-}
-
-/// A stream as a file: libpcap reads nothing else.
-struct Pipe {
-    end: OwnedFd,
-}
-
-impl Pipe {
-    /// A thread fills it, until the stream or whoever reads it ends.
-    fn of(mut stream: Box<dyn Read + Send>) -> io::Result<Self> {
-        let (end, into) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-        std::thread::Builder::new().name("guard-unpack".to_owned()).spawn(move || {
-            // A stream that breaks off is a capture that does: libpcap tells it.
-            let _ = io::copy(&mut stream, &mut File::from(into));
-        })?;
-        Ok(Self { end })
-    }
-
-    fn path(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.end.as_raw_fd()).into()
-    }
 }
 
 /// The same of anything that is no capture.
