@@ -1,16 +1,20 @@
-//! The questions of `guard lockdown` and `guard confirm`, answered by a person at a real terminal over OpenSSH.
+//! The person at a lockdown's terminal, over real OpenSSH: what is asked and answered, and `--this-session-only`, where
+//! what is open goes on and nobody else comes in.
 
 use std::{
     fs,
     net::TcpListener,
+    path::Path,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use guard_tests::{
     guard::{Guard, binary},
+    keystrokes::Keystrokes,
     new_world,
-    process::Process,
+    process::{Process, run},
     servers::Sshd,
     terminal::Terminal,
     world::World,
@@ -18,6 +22,14 @@ use guard_tests::{
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(60);
+/// A packet that is lost is sent again after this, at least.
+const PAUSE: Duration = Duration::from_millis(200);
+
+fn over_ssh(sshd: &Sshd, world: &World, line: &str) -> Command {
+    let mut command = sshd.client(&world.responder, world.server.v4.into());
+    command.env("LC_ALL", "C").args(["-o", "ConnectTimeout=1"]).arg(line);
+    command
+}
 
 fn line(guard: &Guard, name: &str, more: &str) -> String {
     let at = format!("--instance {} --state-dir {}", guard.instance(), guard.state_dir().display());
@@ -137,4 +149,67 @@ fn in_the_foreground_it_records_itself() {
     assert!(command.finish(LIMIT).unwrap().good());
     let status = guard.status().unwrap();
     assert!(status["daemon"].is_null() && status["enforcing"] == true, "{status:#}");
+}
+
+#[test]
+fn what_is_open_goes_on_and_nobody_else_comes_in() {
+    let Some(world) = new_world("netns_lockdown_ask only") else { return };
+    let sshd = Sshd::start(&world.server, world.dir(), 22).unwrap();
+    let guard = Guard::prepare(&world, "version: 1\nmode: audit\ninbound: []\noutbound: []\n").unwrap();
+    // The one that is asked from is a terminal of its own; beside it somebody types.
+    let keys = Keystrokes::start(&mut over_ssh(&sshd, &world, "cat")).unwrap();
+    let mut intruder = Process::spawn(&mut over_ssh(&sshd, &world, "echo $PPID; sleep 600")).unwrap();
+    let pid = intruder.wait_line(LIMIT, |line| line.trim().parse::<u32>().is_ok()).unwrap();
+    let more = format!(
+        "--yes --evidence none --this-session-only --confirm-within 5m --cut {} --cgroup {}",
+        pid.trim(),
+        world.cgroup().display()
+    );
+    let mut lockdown = Process::spawn(&mut over_ssh(&sshd, &world, &line(&guard, "lockdown", &more))).unwrap();
+    lockdown.wait_line(LIMIT, |line| line.contains("CONTAINED UNTIL")).unwrap();
+    assert!(lockdown.output().contains("THIS SESSION ONLY"), "{}", lockdown.output());
+    // Its client is not told: not even a reset leaves.
+    let deadline = Instant::now() + LIMIT;
+    while Path::new("/proc").join(pid.trim()).exists() {
+        assert!(Instant::now() < deadline, "cut: {}", lockdown.output());
+        thread::sleep(Duration::from_millis(20));
+    }
+    intruder.kill().unwrap();
+    let comes_in = || run(&mut over_ssh(&sshd, &world, "true"), LIMIT).unwrap().good();
+    assert!(!comes_in(), "nobody begins another");
+    let explained = guard.explain("in tcp 198.51.100.7 -> 22").unwrap();
+    assert_eq!(explained["verdict"], "deny", "{explained:#}");
+    assert!(lockdown.ended().unwrap().is_none(), "{}", lockdown.output());
+
+    // It says what that means, and the confirmation ends no socket of these.
+    let doubt = guard.ask("confirm", &[]).unwrap();
+    assert!(doubt.code() == Some(1) && doubt.stdout.contains("only the sessions that are open"), "{}", doubt.text());
+    guard.tell("confirm", &["--one-way-in"]).unwrap();
+    let ended = lockdown.finish(LIMIT).unwrap();
+    assert!(ended.good() && ended.stdout.contains("CONFIRMED"), "{}", ended.text());
+    assert!(!comes_in());
+    let said = guard.ask("status", &[]).unwrap().stdout;
+    assert!(said.lines().next().unwrap().contains("no way in but what is open"), "{said}");
+
+    // An exception, which is a generation of its own, lets somebody in; the session goes on through both.
+    guard.tell("allow", &["in tcp 198.51.100.7 -> 22", "--for", "10m"]).unwrap();
+    assert!(comes_in());
+    guard.tell("allow", &["--undo", "1"]).unwrap();
+    assert!(!comes_in());
+    let typed = keys.finish();
+    eprintln!("{typed:?}");
+    assert_eq!(typed.keys, typed.echoed, "no key is lost");
+    // A packet between a flip and the next system call is sent once more.
+    assert!(typed.slowest < PAUSE * 3, "{typed:?}");
+    let named = guard.all_records_with("--this-session-only").unwrap();
+    assert!(named.iter().any(|record| record["guard"]["rule"] == "--this-session-only"), "{named:#?}");
+}
+
+#[test]
+fn without_a_session_it_is_refused() {
+    let Some(world) = new_world("netns_lockdown_ask none") else { return };
+    let guard = Guard::prepare(&world, "version: 1\nmode: audit\ninbound: []\noutbound: []\n").unwrap();
+    let refused = guard.ask("lockdown", &["--this-session-only", "--allow-from", "198.51.100.7", "--dry-run"]).unwrap();
+    assert_eq!(refused.code(), Some(3), "{}", refused.text());
+    assert!(refused.stderr.contains("no connection that carries this terminal"), "{}", refused.text());
 }

@@ -116,22 +116,32 @@ fn end_sockets(engine: &Kernel, state: &StateDir) -> anyhow::Result<String> {
     Ok(text)
 }
 
+const ONE_WAY_IN: (&str, &str) = (
+    "there is one way in only: if that place is lost, so is this host. `guard rollback` and a lockdown with --allow-from add \
+     a second, or `guard allow` once this is confirmed",
+    "--one-way-in",
+);
+
 /// What speaks against it and was not answered by a flag; a person at a terminal is asked.
 fn doubts(args: &ConfirmArgs, mark: &Mark) -> anyhow::Result<Option<String>> {
     let mut doubts = Vec::new();
-    if !args.no_new_login && !mark.console && logins::since(mark, &Picture::read()?).is_none() {
+    // Where nobody may come in, nobody can have.
+    let closed = mark.console || mark.ways.is_empty();
+    if !args.no_new_login && !closed && logins::since(mark, &Picture::read()?).is_none() {
         doubts.push((
             "nobody has logged in since the lockdown by the way that it keeps. That this session goes on does not prove that \
              the next can be opened: try one first (ssh -o ControlPath=none …)",
             "--no-new-login",
         ));
     }
-    if !args.one_way_in && mark.single_way_in() {
+    if !args.one_way_in && !mark.sessions.is_empty() && mark.ways.is_empty() {
         doubts.push((
-            "there is one way in only: if that place is lost, so is this host. `guard rollback` and a \
-             lockdown with --allow-from add a second, or `guard allow` once this is confirmed",
+            "only the sessions that are open now go on (--this-session-only): when yours ends, nobody comes in any more. Before \
+             that, let yourself in: `guard allow` once this is confirmed",
             "--one-way-in",
         ));
+    } else if !args.one_way_in && mark.single_way_in() {
+        doubts.push(ONE_WAY_IN);
     }
     let asks = io::stdin().is_terminal() && io::stderr().is_terminal();
     for (doubt, flag) in doubts {

@@ -94,7 +94,8 @@ fn questions(
     for other in
         first.plan.way_in.others.iter().filter(|other| !wishes.cut.contains(&other.pid)).cloned().collect::<Vec<_>>()
     {
-        if ask(&format!("Cut {}? (its owner can come again from there) [y/N] ", first.plan.session(&other)))? {
+        let again = if args.this_session_only { "" } else { " (its owner can come again from there)" };
+        if ask(&format!("Cut {}?{again} [y/N] ", first.plan.session(&other)))? {
             wishes.cut.push(other.pid);
             changed = true;
         }

@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use guard_common::abi::{Flow, Slot, StateWord};
+use guard_common::{
+    Reason,
+    abi::{Flow, Slot, StateWord},
+    decide::{NO_RULE, Outcome},
+};
 use serde::Serialize;
 
 use super::{
@@ -20,7 +24,7 @@ use super::{
 use crate::{
     host::{held::HeldFlow, picture::Picture, session::Session},
     journal::{self, Entry, Event},
-    lockdown::mark::Mark,
+    lockdown::mark::{Mark, Open, THIS_SESSION},
     policy::{
         compile::{Clocks, Compiled, compile},
         exceptions::{Exception, compose},
@@ -194,7 +198,21 @@ pub fn change(
     let judged = known.iter().filter(|(_, flow)| flow.generation != 0);
     let in_tables: HashSet<Key> = judged.map(|(key, _)| *key).collect();
     let policy = change.composed();
-    let examined = examine(&policy, generation, picture, &|index| guarded.contains(&index), known)?;
+    let mut examined = examine(&policy, generation, picture, &|index| guarded.contains(&index), known)?;
+    // A damaged one keeps no policy from being put in force: after a reboot the host would stay open.
+    let active = state.manifest(Kept::Active).unwrap_or_else(|error| {
+        eprintln!("notice: what was in force before is not known: {}", harmless(&error.to_string()));
+        None
+    });
+    let source = std::path::absolute(change.source)?;
+    // The same policy again, with other exceptions or expiries, is still the lockdown.
+    let still = active.as_ref().filter(|active| match change.from {
+        Some(kept) => kept == Kept::Active,
+        None => change.policy.lockdown && active.source == source,
+    });
+    let lockdown = change.lockdown.clone().or(still.and_then(|active| active.lockdown.clone()));
+    let sessions = lockdown.as_ref().map(|mark| mark.sessions.clone()).unwrap_or_default();
+    examined.impact.spare(&sessions);
     let sha256 = hex(&policy.sha256);
     let mut changed = Changed::dry(&policy, generation, examined.impact.clone());
     if change.dry_run {
@@ -202,7 +220,6 @@ pub fn change(
     }
     permit(change, &examined)?;
 
-    let source = std::path::absolute(change.source)?;
     let files = change
         .policy
         .files
@@ -217,17 +234,7 @@ pub fn change(
         manifest.base_sha256 = Some(hex(&change.policy.sha256));
         manifest.exceptions.clone_from(&change.exceptions);
     }
-    // A damaged one keeps no policy from being put in force: after a reboot the host would stay open.
-    let active = state.manifest(Kept::Active).unwrap_or_else(|error| {
-        eprintln!("notice: what was in force before is not known: {}", harmless(&error.to_string()));
-        None
-    });
-    // The same policy again, with other exceptions or expiries, is still the lockdown.
-    let still = active.as_ref().filter(|active| match change.from {
-        Some(kept) => kept == Kept::Active,
-        None => change.policy.lockdown && active.source == manifest.source,
-    });
-    manifest.lockdown = change.lockdown.clone().or(still.and_then(|active| active.lockdown.clone()));
+    manifest.lockdown = lockdown;
     let enforces = change.policy.inbound == Mode::Enforce || change.policy.outbound == Mode::Enforce;
     let deadline = change.within.deadline(change.on_terminal, examined.session.is_remote(), enforces);
     manifest.unconfirmed = deadline.is_some();
@@ -255,7 +262,17 @@ pub fn change(
         .collect();
     engine.adopt(&adopted)?;
 
+    // What goes on without a rule: in the tables before the flip and after it.
+    let rule = policy.rules.iter().position(|rule| rule.name.as_deref() == Some(THIS_SESSION));
+    let goes_on = Outcome::new(Reason::RuleAllow, rule.and_then(|rule| u32::try_from(rule).ok()).unwrap_or(NO_RULE));
+    let open = |flow: &&HeldFlow| {
+        let is = |open: &Open| (open.protocol, (open.local, open.remote)) == (flow.key.protocol(), flow.ends());
+        sessions.iter().any(is)
+    };
+    let open: Vec<Key> = examined.held.iter().filter(open).map(|flow| flow.key).collect();
+    engine.hold(&open, generation, goes_on)?;
     engine.publish(&examined.compiled, deadline)?;
+    engine.hold(&open, generation, goes_on)?;
     verify(&engine.read_back()?, &examined.compiled, deadline)?;
     match written.and_then(|()| state.promote(&manifest)) {
         Err(error) if change.resumes => {

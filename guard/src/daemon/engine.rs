@@ -5,6 +5,7 @@ use std::{os::fd::BorrowedFd, time::Duration};
 use guard_common::{
     Direction, Reason,
     abi::{Counter, Event, Flow, LOST_SLOTS, Owner, State},
+    decide::Outcome,
 };
 
 use super::report::{Hook, InterfaceLine};
@@ -52,6 +53,10 @@ pub trait Engine {
 
     /// Adds flows that began before guard, where the programs have not seen them yet.
     fn adopt(&mut self, flows: &[(Key, Flow)]) -> anyhow::Result<()>;
+
+    /// Lets flows that are held go on in a generation as if it had judged them so: whether any of its rules lists them or
+    /// not. What is not held stays so.
+    fn hold(&mut self, flows: &[Key], generation: u32, outcome: Outcome) -> anyhow::Result<()>;
 
     /// Forgets flows whose time is over.
     fn delete(&mut self, flows: &[(Key, u64)]) -> anyhow::Result<()>;

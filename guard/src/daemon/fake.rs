@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use guard_common::abi::{Event, Flow, Slot, SlotInfo, State, StateWord, VERSION};
+use guard_common::{
+    abi::{Event, Flow, Slot, SlotInfo, State, StateWord, VERSION},
+    decide::Outcome,
+};
 
 use super::{
     engine::{Engine, ReadBack},
@@ -115,6 +118,13 @@ impl Engine for FakeEngine {
 
     fn adopt(&mut self, flows: &[(Key, Flow)]) -> anyhow::Result<()> {
         self.flows.extend_from_slice(flows);
+        Ok(())
+    }
+
+    fn hold(&mut self, flows: &[Key], generation: u32, outcome: Outcome) -> anyhow::Result<()> {
+        for (_, flow) in self.flows.iter_mut().filter(|(key, _)| flows.contains(key)) {
+            (flow.generation, flow.outcome) = (generation, outcome);
+        }
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use crate::{
         held::{self, HeldFlow},
         session::{Carrier, Session},
     },
+    lockdown::mark::Open,
     policy::{
         answer::why_not,
         compile::{Clocks, Compiled},
@@ -260,6 +261,17 @@ fn spoken(carrier: &Carrier) -> String {
 }
 
 impl Impact {
+    /// These go on whatever the rules say ([`Mark::sessions`](crate::lockdown::mark::Mark::sessions)).
+    pub fn spare(&mut self, sessions: &[Open]) {
+        let spared = |ends: (SocketAddr, SocketAddr)| sessions.iter().any(|open| (open.local, open.remote) == ends);
+        let before = self.would_cut.len();
+        self.would_cut.retain(|cut| !spared(cut.ends()));
+        self.would_keep += before - self.would_cut.len();
+        for line in &mut self.session {
+            line.would_be_cut &= !spared((line.local, line.remote));
+        }
+    }
+
     /// Whether this terminal would be lost.
     #[must_use]
     pub fn cuts_session(&self) -> bool {

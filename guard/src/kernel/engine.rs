@@ -2,7 +2,10 @@
 
 use std::{os::fd::BorrowedFd, time::Duration};
 
-use guard_common::abi::{Event, Flow, Owner, Slot};
+use guard_common::{
+    abi::{Event, Flow, Owner, Slot},
+    decide::Outcome,
+};
 
 use super::{Instance, sys};
 use crate::{
@@ -133,6 +136,10 @@ impl Engine for Instance {
     fn adopt(&mut self, flows: &[(Key, Flow)]) -> anyhow::Result<()> {
         self.adopt_flows(flows)?;
         Ok(())
+    }
+
+    fn hold(&mut self, flows: &[Key], generation: u32, outcome: Outcome) -> anyhow::Result<()> {
+        Ok(self.hold_flows(flows, generation, outcome)?)
     }
 
     fn delete(&mut self, flows: &[(Key, u64)]) -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 use guard_common::{
     Direction,
     abi::{ClockReading, Flow, FlowKeyV4, FlowKeyV6},
+    decide::Outcome,
     judge::FlowTable,
 };
 
@@ -71,6 +72,55 @@ impl Instance {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
             Err(error) => Err(failed("cannot add to", name)(error)),
         }
+    }
+
+    /// Lets flows that are in some table go on in a generation, with this outcome, for as long as it is in force.
+    ///
+    /// Before the flip and after it: before, so that the first packet after it finds it done; after, since a packet in
+    /// between was judged by the generation before, and took the flow back into that one.
+    pub fn hold_flows(&self, flows: &[Key], generation: u32, outcome: Outcome) -> Result<(), KernelError> {
+        for key in flows {
+            match key {
+                Key::V4(key) => self.hold_flow(&V4, key, generation, outcome)?,
+                Key::V6(key) => self.hold_flow(&V6, key, generation, outcome)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn hold_flow<K: sys::Plain>(
+        &self,
+        names: &[&'static str; FlowTable::COUNT],
+        key: &K,
+        generation: u32,
+        outcome: Outcome,
+    ) -> Result<(), KernelError> {
+        let mut found = None;
+        for name in names {
+            let known = sys::lookup::<K, Flow>(self.map(name)?, key).map_err(failed("cannot read", name))?;
+            // The programs ask the tables in this order, too.
+            found = found.or(known.map(|flow| (*name, flow)));
+        }
+        let Some((from, mut flow)) = found else { return Ok(()) };
+        if (flow.generation, flow.outcome) == (generation, outcome) {
+            return Ok(());
+        }
+        if flow.generation == 0 {
+            flow.first_outcome = outcome;
+        }
+        if flow.cut_generation == generation {
+            flow.cut_generation = 0;
+        }
+        flow.generation = generation;
+        flow.outcome = outcome;
+        flow.until = u64::MAX;
+        flow.flags |= Flow::ANSWERED;
+        let to = names[FlowTable::Established as usize];
+        sys::update(self.map(to)?, key, &flow, 0).map_err(failed("cannot change", to))?;
+        if from != to {
+            sys::delete(self.map(from)?, key).map_err(failed("cannot delete from", from))?;
+        }
+        Ok(())
     }
 
     /// Forgets flows, in whichever table they are, that were last seen at that jiffy: one that has begun again since stays.

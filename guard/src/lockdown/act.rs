@@ -223,7 +223,8 @@ fn publish(
 fn mark(order: &Order<'_>) -> Mark {
     let choices = &order.prepared.choices;
     let plan = &order.prepared.plan;
-    let mut ways: Vec<ipnet::IpNet> = choices.ways.iter().filter(|way| way.inbound).map(|way| way.range).collect();
+    let listed = choices.ways.iter().filter(|way| way.inbound && !choices.this_session_only);
+    let mut ways: Vec<ipnet::IpNet> = listed.map(|way| way.range).collect();
     ways.extend(choices.allow_from.iter().map(|allow| allow.net));
     if let Some(rule) = order.prepared.policy.rules.iter().find(|rule| rule.name.as_deref() == Some("responders.txt")) {
         ways.extend(policy::effective::networks(&rule.remote.set));
@@ -242,6 +243,7 @@ fn mark(order: &Order<'_>) -> Mark {
         at: now_seconds(),
         at_boot_ns: boot_now().to_string(),
         ways,
+        sessions: plan.sessions.clone(),
         ports,
         dns: !plan.dns.is_empty(),
         console: plan.console,
@@ -348,12 +350,14 @@ pub fn destroy(
     let guarded: std::collections::HashSet<u32> =
         kernel.interfaces()?.iter().filter(|line| line.guarded).map(|line| line.index).collect();
     let flows = Engine::flows(kernel)?;
+    let sessions = mark::holding(state)?.map(|(_, mark)| mark.sessions).unwrap_or_default();
     let judge = destroy::Judge {
         policy,
         examined: &examined,
         flows: &flows,
         guarded: &|index| guarded.contains(&index),
         chosen,
+        spared: &sessions,
     };
     let (mut doomed, problems) = destroy::find(&judge, &kernel.settings().cgroup);
     if only_chosen {

@@ -12,7 +12,7 @@ use std::{
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{offers::Offer, way_in::Way};
+use super::{mark::THIS_SESSION, offers::Offer, way_in::Way};
 use crate::policy::{addresses, effective::quoted, services};
 
 /// Name of the policy, and of its file in the state directory.
@@ -77,6 +77,8 @@ pub struct Choices {
     /// Stay in service for everybody: `tcp/443`.
     pub serve: Vec<String>,
     pub keep: Vec<Offer>,
+    /// Of the way in only what is open now goes on (`--this-session-only`).
+    pub this_session_only: bool,
     /// A list file of further addresses that may come in.
     pub responders: Option<PathBuf>,
 }
@@ -109,7 +111,20 @@ pub fn text(choices: &Choices) -> String {
         ));
     }
     let mut tests = Vec::new();
-    for (number, way) in (1..).zip(choices.ways.iter().filter(|way| way.inbound)) {
+    let ways: Vec<&Way> = choices.ways.iter().filter(|way| way.inbound).collect();
+    if choices.this_session_only && !ways.is_empty() {
+        let mut remotes: Vec<String> = ways.iter().map(|way| way.remote.ip().to_string()).collect();
+        let mut services: Vec<String> = ways.iter().map(|way| way.service.clone()).collect();
+        for words in [&mut remotes, &mut services] {
+            words.sort();
+            words.dedup();
+        }
+        inbound.rule(THIS_SESSION, "from", &remotes, &services);
+        // What is open goes on by its entry in the flow tables. A rule would let others in, too: this one has expired.
+        inbound.rules.push_str("    expires: 1970-01-01T00:00:00Z\n");
+    }
+    let listed = ways.into_iter().filter(|_| !choices.this_session_only);
+    for (number, way) in (1..).zip(listed) {
         let name = format!("way in {number}: {} {}", way.program, way.pid);
         let mut services = vec![way.service.clone()];
         // mosh is begun over SSH: the next log-in needs that.
@@ -349,6 +364,22 @@ mod tests {
         assert_eq!(verdict(&open, "in tcp 203.0.113.77 -> 22"), Verdict::Allow);
         assert_eq!(verdict(&open, "in tcp 203.0.113.77 -> 443"), Verdict::Deny);
         assert_eq!(verdict(&open, "out tcp 192.0.2.40:6514"), Verdict::Deny);
+    }
+
+    #[test]
+    fn this_session_only_lets_nobody_in() {
+        let choices = Choices {
+            ways: vec![way("198.51.100.7:4000", "198.51.100.7/32", true)],
+            allow_from: vec!["192.0.2.20".parse().unwrap()],
+            ssh: vec!["tcp/22".to_owned()],
+            this_session_only: true,
+            ..Choices::default()
+        };
+        let built = policy(&text(&choices));
+        assert_eq!(verdict(&built, "in tcp 198.51.100.7 -> 22"), Verdict::Deny);
+        assert_eq!(verdict(&built, "in tcp 192.0.2.20 -> 22"), Verdict::Allow);
+        assert_eq!(built.rules[0].name.as_deref(), Some(THIS_SESSION));
+        assert_eq!(built.rules[0].expires, Some(0));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::{
         picture::Picture,
         sock_diag::{self, Socket, SocketState},
     },
+    lockdown::mark::Open,
     policy::model::Policy,
     record::{
         flow::{Key, UDP},
@@ -66,6 +67,8 @@ pub struct Judge<'a> {
     pub guarded: &'a dyn Fn(u32) -> bool,
     /// Sessions that are cut by choice though the policy would allow them, by the cookie of their socket.
     pub chosen: &'a [u64],
+    /// Sessions that go on though no rule lists them.
+    pub spared: &'a [Open],
 }
 
 /// Finds them everywhere. Errors of one namespace do not hold up the others: they are the second part.
@@ -179,7 +182,8 @@ impl Judge<'_> {
                 continue;
             }
             let asked = if others { as_on_the_wire(&flow, tracked) } else { flow.clone() };
-            let denied = self.denies(&asked);
+            let spared = !others && self.spared.iter().any(|open| (open.local, open.remote) == flow.ends());
+            let denied = !spared && self.denies(&asked);
             if denied || self.chosen.contains(&socket.cookie) {
                 found.push((flow, **socket));
             } else {

@@ -1,9 +1,14 @@
 //! What makes the policy in force a lockdown: kept beside it, so that it comes and goes with it.
 
+use std::net::SocketAddr;
+
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::state_dir::{Kept, Manifest, StateDir, StateError};
+
+/// Name of the rule that stands for [`Mark::sessions`]: it has expired before it began, so that it lets nobody in.
+pub const THIS_SESSION: &str = "--this-session-only";
 
 /// Field names are stable.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +21,9 @@ pub struct Mark {
     pub at_boot_ns: String,
     /// From where one may come in.
     pub ways: Vec<IpNet>,
+    /// Sessions that go on though no rule lets them in (`--this-session-only`): nobody may begin another from there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sessions: Vec<Open>,
     /// At which TCP ports.
     pub ports: Vec<u16>,
     /// Resolvers may be asked.
@@ -27,6 +35,15 @@ pub struct Mark {
     /// Left out: not confirmed yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Confirmed>,
+}
+
+/// A session that was open at the flip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    /// IP protocol number.
+    pub protocol: u8,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,11 +64,19 @@ impl Mark {
     pub fn on_timeout(&self) -> Self {
         Self {
             ways: any(),
+            sessions: Vec::new(),
             dns: false,
             console: false,
             confirmed: Some(Confirmed { at: self.at, by: format!("{} by --on-timeout ssh-only", self.by) }),
             ..self.clone()
         }
+    }
+
+    /// As it comes back after a reboot, which no session outlives.
+    #[must_use]
+    pub fn rebooted(mut self) -> Self {
+        self.sessions.clear();
+        self
     }
 
     /// The way in is open to any source.

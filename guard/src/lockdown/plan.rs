@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{
     base::Allow,
     harm::Harm,
+    mark::Open,
     offers::Offer,
     packages::{Intact, Owner},
     way_in::{Other, WayIn},
@@ -39,6 +40,8 @@ pub struct Plan {
     pub cut_sessions: Vec<u32>,
     pub allow_from: Vec<Allow>,
     pub allow_to: Vec<Allow>,
+    /// What goes on without a rule that would let others in (`--this-session-only`); else empty.
+    pub sessions: Vec<Open>,
     /// Addresses of the list file of responders; `None`: there is none.
     pub responders: Option<usize>,
     /// Only the console is left.
@@ -147,9 +150,10 @@ impl Plan {
                 (false, _) => format!("{} {} carries your session", escape_line(&way.program), way.pid),
             };
             let direction = if way.inbound { "" } else { "to " };
-            writeln!(text, "{label:<10}{direction}{} {} ({what})", shown(&way.range), way.service)?;
+            let range = if self.sessions.is_empty() { shown(&way.range) } else { way.remote.ip().to_string() };
+            writeln!(text, "{label:<10}{direction}{range} {} ({what})", way.service)?;
             label = "";
-            if shown(&way.range) != way.remote.ip().to_string() {
+            if self.sessions.is_empty() && shown(&way.range) != way.remote.ip().to_string() {
                 writeln!(
                     text,
                     "{:<10}  you come from {}: the whole /64 may come in (--exact: only it)",
@@ -157,6 +161,14 @@ impl Plan {
                     way.remote.ip()
                 )?;
             }
+        }
+        if !self.sessions.is_empty() {
+            writeln!(
+                text,
+                "{:<10}  THIS SESSION ONLY: nobody can log in from there any more, you neither. Before you leave, let \
+                 yourself in: guard allow",
+                ""
+            )?;
         }
         for allow in &self.allow_from {
             let service = allow.service.as_deref().unwrap_or("the way in's service");
@@ -183,7 +195,8 @@ impl Plan {
             writeln!(text, "{:<10}a port forward in your session: {forward}", "")?;
         }
         if self.single_way_in {
-            writeln!(text, "{:<10}only one way in: add --allow-from ADDRESS, or confirm by --one-way-in", "")?;
+            let ways = if self.sessions.is_empty() { "only one way in" } else { "at most one way in besides" };
+            writeln!(text, "{:<10}{ways}: add --allow-from ADDRESS, or confirm by --one-way-in", "")?;
         }
         Ok(())
     }
@@ -397,6 +410,7 @@ mod tests {
             allow_to: Vec::new(),
             responders: None,
             console: false,
+            sessions: Vec::new(),
             single_way_in: true,
             offered: Vec::new(),
             kept: Vec::new(),

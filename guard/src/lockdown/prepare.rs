@@ -11,6 +11,7 @@ use guard_common::{Verdict, abi::Flow};
 use super::{
     base::{self, Allow, Choices},
     harm::{self, Facts},
+    mark::Open,
     offers::{self, KeepError, Offer},
     packages::Packages,
     plan::{self, Plan},
@@ -46,6 +47,8 @@ pub struct Wishes {
     pub no_keep_session: bool,
     pub console: bool,
     pub exact: bool,
+    /// Nobody else may come in from where the way in comes from.
+    pub this_session_only: bool,
     /// `None`: [`RESPONDERS`], where it is there.
     pub responders: Option<PathBuf>,
     /// Sessions from the way in's own place that are to be cut, by process.
@@ -71,6 +74,11 @@ pub enum Refusal {
     Serve { service: String, help: String },
     #[error("{0} only audits in some direction, and a lockdown drops in both: write `mode: enforce`")]
     Audits(String),
+    #[error(
+        "--this-session-only: no connection that carries this terminal was found that could go on by itself{0}; nothing was \
+         changed\n  do  leave it out"
+    )]
+    NoSession(&'static str),
     #[error("--cut {0}: no other session from the way in's place has this process")]
     NoSuchSession(u32),
 }
@@ -148,13 +156,14 @@ pub fn prepare(found: &Found, wishes: &Wishes, guarded: &Guarded) -> Result<Prep
     if (policy.inbound, policy.outbound) != (Mode::Enforce, Mode::Enforce) {
         return Err(PrepareError::Refused(Refusal::Audits(policy.name)));
     }
-    let examined = change::examine(
+    let mut examined = change::examine(
         &policy,
         guarded.generation,
         &found.picture,
         &|index| guarded.indices.contains(&index),
         guarded.tables.clone(),
     )?;
+    examined.impact.spare(&open(&found.way_in, wishes));
     let plan = make_plan(found, wishes, guarded, &choices, &policy, &examined)?;
     Ok(Prepared { choices, text, policy, examined, plan })
 }
@@ -164,6 +173,15 @@ fn choose(found: &Found, wishes: &Wishes) -> Result<Choices, Refusal> {
     let named = !wishes.allow_from.is_empty() || wishes.console || wishes.policy.is_some();
     if ways.is_empty() && !named {
         return Err(Refusal::NoWayIn(no_way_in(found, wishes)));
+    }
+    if wishes.this_session_only {
+        if !ways.iter().any(|way| way.inbound) {
+            return Err(Refusal::NoSession(""));
+        }
+        // mosh moves from port to port, and has none that is known before it has spoken.
+        if ways.iter().any(|way| way.inbound && way.found.starts_with("mosh")) {
+            return Err(Refusal::NoSession(" (mosh's peer moves)"));
+        }
     }
     let carrier_named = wishes.allow_from.iter().chain(&wishes.allow_to).any(|allow| allow.service.is_some());
     if let Some(tunnel) = &found.way_in.unknown_tunnel
@@ -218,8 +236,22 @@ fn choose(found: &Found, wishes: &Wishes) -> Result<Choices, Refusal> {
         dns,
         serve: wishes.serve.clone(),
         keep,
+        this_session_only: wishes.this_session_only,
         responders: responders.map(|path| std::path::absolute(&path).unwrap_or(path)),
     })
+}
+
+/// What goes on without a rule: the way in, and who else comes from there and is not to be cut.
+#[must_use]
+pub fn open(way_in: &WayIn, wishes: &Wishes) -> Vec<Open> {
+    if !wishes.this_session_only {
+        return Vec::new();
+    }
+    let protocol = |service: &str| if service.starts_with("udp/") { 17 } else { 6 };
+    let ways = way_in.ways.iter().filter(|way| way.inbound);
+    let ways = ways.map(|way| Open { protocol: protocol(&way.service), local: way.local, remote: way.remote });
+    let others = way_in.others.iter().filter(|other| !wishes.cut.contains(&other.pid));
+    ways.chain(others.map(|other| Open { protocol: 6, local: other.local, remote: other.remote })).collect()
 }
 
 fn no_way_in(found: &Found, wishes: &Wishes) -> String {
@@ -269,7 +301,7 @@ fn make_plan(
         .collect();
     let responders = policy.rules.iter().find(|rule| rule.name.as_deref() == Some("responders.txt"));
     let responders = responders.map(|rule| effective::networks(&rule.remote.set).count());
-    let ranges = choices.ways.iter().filter(|way| way.inbound).map(|way| way.range);
+    let ranges = choices.ways.iter().filter(|way| way.inbound && !choices.this_session_only).map(|way| way.range);
     let mut ranges: Vec<ipnet::IpNet> = ranges.chain(choices.allow_from.iter().map(|allow| allow.net)).collect();
     ranges.sort_unstable();
     ranges.dedup();
@@ -301,6 +333,7 @@ fn make_plan(
         allow_to: wishes.allow_to.clone(),
         responders,
         console: wishes.console,
+        sessions: open(&found.way_in, wishes),
         single_way_in: single,
         offered: found
             .offers

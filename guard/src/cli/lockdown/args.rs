@@ -42,6 +42,10 @@ pub struct LockdownArgs {
     /// Nobody comes in over the network: you sit at the console
     #[arg(long)]
     pub console: bool,
+    /// Keep what is open from where you come from, and let nobody else in from there, you neither: for a bastion or a NAT
+    /// that others use
+    #[arg(long, conflicts_with_all = ["policy", "no_keep_session"])]
+    pub this_session_only: bool,
     /// Of an IPv6 source keep the one address, not its /64
     #[arg(long)]
     pub exact: bool,
@@ -99,6 +103,7 @@ impl LockdownArgs {
             no_keep_session: self.no_keep_session,
             console: self.console,
             exact: self.exact,
+            this_session_only: self.this_session_only,
             responders: self.responders.clone(),
             cut: self.cut.clone(),
         }

@@ -71,7 +71,7 @@ pub(super) fn resume(args: &RunArgs, state: &StateDir, lock: Lock, global: &Glob
             let change = Change {
                 audit: manifest.audit,
                 from: Some(Kept::Active),
-                lockdown: manifest.lockdown.clone(),
+                lockdown: manifest.lockdown.clone().map(Mark::rebooted),
                 ..Change::new(&policy, &manifest.source)
             };
             put(args, &change, state, lock, None, global)
@@ -144,7 +144,7 @@ fn second_copy(
         state.path().join(FILE)
     });
     let policy = kept::read(&source).unwrap_or(policy);
-    let change = Change { lockdown: Some(recovery.mark), ..Change::new(&policy, &source) };
+    let change = Change { lockdown: Some(recovery.mark.rebooted()), ..Change::new(&policy, &source) };
     put(args, &change, state, lock, Some(&by), global)
 }
 

@@ -136,6 +136,7 @@ impl Report {
         let ways = match (mark.console, mark.ways.len()) {
             (true, _) => "console only".to_owned(),
             _ if mark.open_to_any() => "the way in open to any source".to_owned(),
+            (false, 0) if !mark.sessions.is_empty() => "no way in but what is open".to_owned(),
             (false, 1) => "1 way in".to_owned(),
             (false, count) => format!("{count} ways in"),
         };
