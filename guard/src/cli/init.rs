@@ -17,7 +17,7 @@ use crate::{
     review::init::{Files, Listening, Profile, Running, first, is_running_host},
 };
 
-/// Write a first policy from what this host says, in audit mode
+/// Write a first policy, in audit mode: a shipped one, filled in from what this host says
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     sudo guard init --profile web -o policy.yaml\n  \
@@ -69,7 +69,7 @@ pub fn run(args: &InitArgs, global: &Global) -> anyhow::Result<Exit> {
         None => print(&text)?,
         Some(output) => {
             let name = escape_line(&output.display().to_string());
-            eprintln!("written to {name}: {} rules. Read it, then: guard check {name}", first.rules.len());
+            eprintln!("written to {name}, from guard's own {}. Read it, then: guard check {name}", first.from);
             for line in &first.not_found {
                 eprintln!("not found  {}", escape_line(line));
             }

@@ -226,7 +226,7 @@ impl<'a> Files<'a> {
             } else if line.starts_with("registry_external_url") {
                 gitlab.registry = value.and_then(|url| of_url(url, &source));
             } else if line.contains("'gitlab_shell_ssh_port'") || line.contains("\"gitlab_shell_ssh_port\"") {
-                gitlab.ssh = number();
+                gitlab.ssh = number().map(|port| (port, source.clone()));
             } else if line.contains("smtp_address") {
                 smtp.0 = value.map(|host| (host.to_owned(), source.clone()));
             } else if line.contains("smtp_port") {
@@ -285,7 +285,8 @@ pub struct GitLab {
     pub read: bool,
     pub external: Option<Named>,
     pub registry: Option<Named>,
-    pub ssh: Option<u16>,
+    /// Port, and where it stands.
+    pub ssh: Option<(u16, String)>,
     pub smtp: Option<Named>,
     pub ldap: Vec<Named>,
     pub storage: Vec<Named>,

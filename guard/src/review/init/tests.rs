@@ -1,7 +1,7 @@
 use std::fs;
 
 use super::*;
-use crate::policy;
+use crate::policy::{self, model::Mode};
 
 fn image(files: &[(&str, &str)]) -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
@@ -13,11 +13,23 @@ fn image(files: &[(&str, &str)]) -> tempfile::TempDir {
     root
 }
 
+/// In audit mode, without an error, and its own tests pass.
 fn written(profile: Profile, root: &Path, running: &Running) -> (First, String) {
     let files = Files::new(root, true);
     let first = first(profile, &files, running);
     let text = first.policy("policy");
-    policy::load_str("policy.yaml", &text).unwrap_or_else(|found| panic!("{}\n{text}", found.render(false)));
+    let loaded =
+        policy::load_str("policy.yaml", &text).unwrap_or_else(|found| panic!("{}\n{text}", found.render(false)));
+    let policy = loaded.policy;
+    assert_eq!((policy.inbound, policy.outbound), (Mode::Audit, Mode::Audit));
+    assert!(policy.tests.len() >= 4, "{text}");
+    let now = policy::ready::now();
+    let compiled = policy::compile::compile(&policy, now, 0).unwrap();
+    for test in &policy.tests {
+        let said = policy::answer::answer(&policy, &compiled, &test.flow, now).explanation;
+        let rule = said.rule.map(|number| policy.rules[number].label());
+        assert!(said.verdict == test.expect && (test.rule.is_none() || test.rule == rule), "{}\n{text}", test.text);
+    }
     (first, text)
 }
 
@@ -52,19 +64,31 @@ fn every_line_has_its_source() {
     };
     let (first, text) = written(Profile::Gitlab, root.path(), &running);
     for line in [
-        "      - 192.0.2.53   # /run/systemd/resolve/resolv.conf:2\n",
-        "      - \"2001:db8::53\"   # /run/systemd/resolve/resolv.conf:3\n",
-        "      - 192.0.2.123   # /etc/chrony/chrony.conf:2\n",
-        "      - 203.0.113.80   # deb.example, of /etc/apt/sources.list:1\n",
-        "      - 203.0.113.80   # security.example, of /etc/apt/sources.list.d/more.sources:2\n    services: [tcp/8080]\n",
-        "      - 192.0.2.25   # mail.example, of /etc/gitlab/gitlab.rb:4\n    services: [tcp/465]\n",
-        "      - 192.0.2.36   # ldap.example, of /etc/gitlab/gitlab.rb:8\n    services: [ldaps]\n",
-        "      - 203.0.113.96   # s3.example, of /etc/gitlab/gitlab.rb:12\n    services: [https]\n",
-        "      - 198.51.100.7   # the session that asked for this\n    services: [ssh]\n",
-        "    from: any\n    services: [http, https, tcp/5050]\n",
-        "    services: [tcp/2222]\n",
+        "  admins:   # who may log in to the host\n    - 198.51.100.7   # the session that asked for this\n",
+        "  admin_ssh: [ssh]   # the session that asked for this; add a second way in\n",
+        "    - 192.0.2.53   # /run/systemd/resolve/resolv.conf:2\n",
+        "    - \"2001:db8::53\"   # /run/systemd/resolve/resolv.conf:3\n",
+        "  time_servers:\n    - 192.0.2.123   # /etc/chrony/chrony.conf:2\n",
+        "    - 203.0.113.80   # deb.example, of /etc/apt/sources.list:1\n",
+        "  packages: [https, tcp/8080]   # /etc/apt/sources.list.d/more.sources:2, /etc/apt/sources.list:1\n",
+        "    - 192.0.2.25   # mail.example, of /etc/gitlab/gitlab.rb:4\n",
+        "  submission: [tcp/465]   # /etc/gitlab/gitlab.rb:4\n",
+        "    - 192.0.2.36   # ldap.example, of /etc/gitlab/gitlab.rb:8\n",
+        "  logins: [ldaps]   # /etc/gitlab/gitlab.rb:8\n",
+        "    - 203.0.113.96   # s3.example, of /etc/gitlab/gitlab.rb:12\n",
+        "  users: [0.0.0.0/0, \"::/0\"]   # public: decide who may ask (web, Git over SSH)\n",
+        "  registry: [tcp/5050]   # /etc/gitlab/gitlab.rb:2\n",
+        "  git_ssh: [tcp/2222]   # /etc/gitlab/gitlab.rb:14\n",
         "  # - { from: WHOM, services: tcp/5432 }   # listens: /usr/lib/postgres\\n- evil\n",
-        "#   an address of unknown.example (/etc/chrony/chrony.conf:1)\n",
+        "#   time_servers: an address of unknown.example (/etc/chrony/chrony.conf:1)\n",
+        "#   runners: CI runners: they call GitLab, GitLab never calls them\n",
+        // What the host does not tell is left standing, and switched off.
+        "  # runners: [WHO]   # CI runners: they call GitLab, GitLab never calls them\n",
+        "  # - name: runners\n  #   from: runners\n  #   services: [https, registry]\n",
+        // The shipped policy's own words and tests.
+        "  # REQUIRED: tokens, two-factor codes and Geo need the right time.\n  - name: time\n",
+        "  - { flow: \"out tcp 203.0.113.9:4444\", expect: deny }\n",
+        "  - { flow: \"in tcp 198.51.100.7 -> 22\", expect: allow, rule: \"ssh for admins\" }\n",
         "will rot",
     ] {
         assert!(text.contains(line), "{line:?} is not in\n{text}");
@@ -77,8 +101,33 @@ fn an_empty_image_says_what_it_could_not_find() {
     let root = image(&[]);
     for profile in [Profile::Gitlab, Profile::Web, Profile::Ci, Profile::Workstation] {
         let (first, text) = written(profile, root.path(), &Running::default());
-        for what in ["your own way in", "resolvers", "time servers", "package sources", "listening services"] {
+        let packages = if profile == Profile::Workstation { "package_proxy" } else { "mirrors" };
+        for what in ["your own way in", "resolvers", "time_servers", packages, "listening services"] {
             assert!(first.not_found.iter().any(|line| line.contains(what)), "{what}: {text}");
+        }
+    }
+}
+
+/// Whoever edits a shipped policy must see here that init still finds its places.
+#[test]
+fn every_place_that_is_filled_is_in_the_shipped_policy() {
+    let root = image(HOST);
+    fs::create_dir_all(root.path().join("etc/gitlab-runner")).unwrap();
+    fs::write(root.path().join("etc/gitlab-runner/config.toml"), "url = \"https://s3.example:8443/\"\n").unwrap();
+    let running = Running {
+        session: vec![("198.51.100.7".parse().unwrap(), 6, 2022), ("198.51.100.7".parse().unwrap(), 17, 60001)],
+        listening: Some(vec![Listening { protocol: 6, port: 443, program: None }]),
+    };
+    for profile in [Profile::Gitlab, Profile::Web, Profile::Ci, Profile::Workstation] {
+        let (first, text) = written(profile, root.path(), &running);
+        assert!(text.contains("  admin_ssh: [ssh, tcp/2022, udp/60000-61000]   # the session"), "{text}");
+        for (name, filled) in &first.filled {
+            let place = match filled {
+                Filled::Nothing(_) => format!("\n  # {name}: [WHO]"),
+                Filled::Addresses(_) => format!("\n  {name}:"),
+                _ => format!("\n  {name}: ["),
+            };
+            assert!(text.contains(&place), "{name} of {profile:?}:\n{text}");
         }
     }
 }

@@ -32,7 +32,7 @@ use crate::{
 pub use patch::{PatchError, patch};
 pub use rules::{Rule, Widest};
 pub use rules::{service_text, services_text};
-pub use write::{SuggestError, Suggestion, list_text, suggest};
+pub use write::{SuggestError, Suggestion, flow_text, list_text, suggest};
 
 /// Combinations of direction, service, program and remote that are kept (about 200 bytes each).
 const MOST_PLACES: usize = 500_000;
