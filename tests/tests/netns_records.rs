@@ -21,6 +21,7 @@ use guard_tests::{
     witness::send_frame,
     world::World,
 };
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/records.schema.json");
@@ -309,4 +310,95 @@ fn flows_of_containers_are_their_containers() {
     let own = |record: &Value| record["guard"]["who"]["found_by"] == "socket" && record["dest_port"] == 9000;
     let records = guard.wait_records(own).unwrap();
     assert_eq!(records[0]["guard"]["who"].get("container"), None);
+}
+
+/// Every field that a command prints as JSON stands in its section of docs/json.md, and the first ones there are printed.
+#[test]
+fn every_field_of_json_is_documented() {
+    let Some(world) = new_world("netns_records every_field_of_json") else { return };
+    let _echo = Echo::tcp(&world.intruder, world.intruder.v4.into(), 9000).unwrap();
+    let policy = POLICY.replace("services: tcp/9000 }", "services: tcp/9000, expires: 2997-01-01T00:00:00Z }");
+    let guard = Guard::prepare(&world, &policy).unwrap();
+    let mut sections = Sections::read();
+    let mut dry = guard.run_command(&["--dry-run", "--json"]).unwrap();
+    sections.check("reload", &run(&mut dry, PASSES * 4).unwrap().stdout);
+
+    let mut command = guard.run_command(&["--json"]).unwrap();
+    let mut daemon = Process::spawn(&mut command).unwrap();
+    let ready = daemon.wait_line(PASSES * 4, |line| line.contains("\"ready\"")).unwrap();
+    sections.check("run", &ready);
+    tcp_reaches(&world.server, SocketAddr::from((world.intruder.v4, 9000)), PASSES).unwrap();
+    // Not told by the socket layer, so that there is a packet.
+    tcp_reaches(&world.operator, SocketAddr::from((world.intruder.v4, 9003)), NOTHING).unwrap_err();
+    guard.tell("allow", &["out tcp 203.0.113.9:9004", "--for", "2h"]).unwrap();
+    let answer = |name: &str, arguments: &[&str]| guard.ask(name, &[arguments, &["--json"]].concat()).unwrap().stdout;
+    sections.check("flows", &answer("flows", &[]));
+    sections.check("reload", &answer("reload", &["--confirm-within", "60"]));
+    sections.check("status", &answer("status", &[]));
+    sections.check("rollback", &answer("rollback", &[]));
+    sections.check("rollback", &answer("rollback", &[]));
+    sections.check("confirm", &answer("confirm", &[]));
+    daemon.signal(Signal::SIGTERM).unwrap();
+    sections.check("run", &daemon.wait_line(PASSES, |line| line.contains("\"ended\"")).unwrap());
+    let (policy, capture) = (guard.policy().to_str().unwrap(), guard.state_dir().join("flagged.pcap"));
+    let replayed = answer("replay", &[policy, capture.to_str().unwrap()]);
+    assert!(replayed.contains("9003"), "{replayed}");
+    sections.check("replay", &replayed);
+    sections.check("release", &answer("release", &[]));
+    sections.check("status", &answer("status", &[]));
+    sections.all_were_checked();
+}
+
+/// The sections of docs/json.md that speak of one command each.
+struct Sections {
+    /// Command, words in backquotes, and whether it was asked.
+    list: Vec<(String, BTreeSet<String>, bool)>,
+}
+
+impl Sections {
+    fn read() -> Self {
+        let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/json.md")).unwrap();
+        let section = |section: &str| {
+            let command = section.strip_prefix("`guard ")?.split(' ').next()?.to_owned();
+            let words = section.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+            Some((command, words, false))
+        };
+        Self { list: text.split("\n## ").filter_map(section).collect() }
+    }
+
+    /// Of each line of an answer.
+    fn check(&mut self, command: &str, answer: &str) {
+        let (_, words, asked) = self.list.iter_mut().find(|(known, ..)| known == command).unwrap();
+        *asked = true;
+        assert!(!answer.trim().is_empty(), "guard {command} says nothing");
+        for line in answer.lines() {
+            let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{command}: {error}: {line}"));
+            let mut keys = BTreeSet::new();
+            // Of these the keys are reasons.
+            keys_of(&value, command == "replay", &mut keys);
+            let missing: Vec<_> = keys.difference(words).collect();
+            assert!(missing.is_empty(), "guard {command} --json prints {missing:?}, which docs/json.md does not name");
+        }
+    }
+
+    fn all_were_checked(&self) {
+        let not: Vec<_> = self.list.iter().filter(|(.., asked)| !asked).map(|(command, ..)| command).collect();
+        assert!(not.is_empty() && self.list.len() >= 7, "documented, and not tried here: {not:?}");
+    }
+}
+
+fn keys_of(value: &Value, by_reason: bool, keys: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                keys.insert(key.clone());
+                match value.as_object().filter(|_| by_reason && key == "reasons") {
+                    Some(reasons) => reasons.values().for_each(|value| keys_of(value, by_reason, keys)),
+                    None => keys_of(value, by_reason, keys),
+                }
+            }
+        }
+        Value::Array(list) => list.iter().for_each(|value| keys_of(value, by_reason, keys)),
+        _ => {}
+    }
 }

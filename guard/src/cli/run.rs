@@ -140,20 +140,43 @@ fn begin(args: &RunArgs, kernel: &mut Kernel, state: &StateDir, put: &Put, globa
         eprintln!("notice: {}", output::escape_line(&line));
     }
     let ended = record(kernel, state, put, &args.instance, global)?;
-    if ended == Ended::Signal {
-        journal::record(state.path(), &Entry::new(Event::Stopped, "recording ended by a signal; the kernel goes on"));
-        let how = if is_observing(&hex(&put.policy.sha256)) {
-            "The kernel goes on letting everything pass, under"
-        } else if enforces_anything(&put.policy) {
-            "The kernel still enforces"
-        } else {
-            "The kernel still audits"
-        };
-        let suffix = args.instance.suffix();
-        output::print(&format!(
-            "Recording ended. {how} policy {}: `guard run` takes the recording up again, `guard release{suffix}` takes guard down.",
-            output::escape_line(&put.policy.name)
-        ))?;
+    say_ended(ended, state, put, &args.instance, global)
+}
+
+/// What holds from now on, and how to end that.
+fn say_ended(
+    ended: Ended,
+    state: &StateDir,
+    put: &Put,
+    instance: &InstanceArgs,
+    global: &Global,
+) -> anyhow::Result<Exit> {
+    let text = match ended {
+        Ended::Signal => {
+            journal::record(
+                state.path(),
+                &Entry::new(Event::Stopped, "recording ended by a signal; the kernel goes on"),
+            );
+            let how = if is_observing(&hex(&put.policy.sha256)) {
+                "The kernel goes on letting everything pass, under"
+            } else if enforces_anything(&put.policy) {
+                "The kernel still enforces"
+            } else {
+                "The kernel still audits"
+            };
+            let (name, suffix) = (&put.policy.name, instance.suffix());
+            format!(
+                "Recording ended. {how} policy {name}: `guard record{suffix}` takes the recording up again, `guard \
+                 release{suffix}` takes guard down."
+            )
+        }
+        Ended::Released if global.json => "Recording ended: guard was released.".to_owned(),
+        Ended::Released => return Ok(Exit::Good),
+    };
+    if global.json {
+        output::json_line(&serde_json::json!({ "event": "ended", "policy": put.policy.name, "message": text }))?;
+    } else {
+        output::print(&output::escape_line(&text))?;
     }
     Ok(Exit::Good)
 }
@@ -174,10 +197,7 @@ pub fn record_only(instance: &InstanceArgs, global: &Global) -> anyhow::Result<E
     };
     let put = Put { policy, generation: manifest.generation, changed: None, fresh: false };
     let ended = record(&mut kernel, &state, &put, instance, global)?;
-    if ended == Ended::Signal {
-        journal::record(state.path(), &Entry::new(Event::Stopped, "recording ended by a signal; the kernel goes on"));
-    }
-    Ok(Exit::Good)
+    say_ended(ended, &state, &put, instance, global)
 }
 
 /// For the timeline, with what guard has on this host from now on.
