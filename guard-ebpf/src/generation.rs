@@ -45,6 +45,13 @@ impl Generation {
     }
 }
 
+/// Whether a change waits for its confirmation (or was just undone).
+#[inline(always)]
+pub fn is_pending() -> bool {
+    // SAFETY: as in [`Generation::current`].
+    STATE.get_ptr(0).is_some_and(|state| unsafe { ptr::read_volatile(&raw const (*state).word) }.is_pending())
+}
+
 /// Nanoseconds since boot, suspends included: 38 ns to ask.
 #[inline(always)]
 pub fn boot_ns() -> u64 {

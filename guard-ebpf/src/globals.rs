@@ -16,6 +16,11 @@ pub static NETNS_COOKIE: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static HZ: Global<u32> = Global::new(250);
 
+/// The mark of an answer that goes back in to whoever is behind this host: any number but 0, which is none. Drawn anew at
+/// each load.
+#[unsafe(no_mangle)]
+pub static REJECT_MARK: Global<u32> = Global::new(0);
+
 /// How a packet socket shows that it goes round the qdisc: the 8 bytes at `BYPASS_OFFSET` of its `struct packet_sock`,
 /// masked, are `BYPASS_VALUE`. Where the kernel's type information does not tell, no socket shows it.
 #[unsafe(no_mangle)]

@@ -13,6 +13,7 @@ mod kernel;
 mod maps;
 mod parts;
 mod record;
+mod reject;
 mod short;
 mod skb;
 mod tables;

@@ -17,7 +17,7 @@ use guard_common::{
     Reason,
     abi::{
         COUNTERS as COUNTER_SLOTS, ClockReading, Counter, Flow, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6,
-        FragmentValue, Interface, LOST_SLOTS, NoteKey, Offsets, Owner, RuleCounter, Slot, State,
+        FragmentValue, Interface, LOST_SLOTS, NoteKey, Offsets, Owner, Rejects, RuleCounter, Slot, State,
     },
     decide::Node,
 };
@@ -102,6 +102,10 @@ pub static LIMITS: Array<u64> = Array::with_max_entries(Reason::SLOTS as u32, 0)
 /// By [`guard_common::abi::Lost`]; per CPU.
 #[map]
 pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(LOST_SLOTS, 0);
+
+/// What was answered; per CPU.
+#[map]
+pub static REJECTS: PerCpuArray<Rejects> = PerCpuArray::with_max_entries(1, 0);
 
 /// By socket cookie: which process asked, at the socket layer.
 #[map]

@@ -115,6 +115,7 @@ pub fn policy(seed: u64, clocks: Clocks, times: Times) -> Policy {
         outbound: if random.percent(50) { Mode::Audit } else { Mode::Enforce },
         rules,
         lockdown: false,
+        on_deny: Default::default(),
         essentials: Essentials {
             arp: random.percent(50),
             dhcp: random.percent(50),

@@ -101,6 +101,7 @@ pub fn policy(rules: Vec<Rule>) -> Policy {
         rules,
         essentials: Essentials::default(),
         lockdown: false,
+        on_deny: Default::default(),
         tests: Vec::new(),
     }
 }

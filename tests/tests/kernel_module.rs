@@ -179,6 +179,7 @@ fn policy(mode: Mode, port: u16, interface: Option<&str>) -> Policy {
         rules: vec![rule],
         essentials: Essentials::default(),
         lockdown: false,
+        on_deny: Default::default(),
         tests: Vec::new(),
     }
 }

@@ -9,6 +9,7 @@ mod flow;
 mod globals;
 mod interface;
 mod process;
+mod reject;
 mod state;
 
 pub use counters::{COUNTERS, Counter, LOST_SLOTS, Lost, RuleCounter, counter_index};
@@ -20,6 +21,7 @@ pub use process::{
     ANSWER_BYTES, AnswerEvent, Offsets, PROCESS_ARGUMENT_BYTES, PROCESS_FILE_NAME_BYTES, PROCESS_PATH_BYTES,
     ProcessEvent, ProcessHead, ProcessKind,
 };
+pub use reject::Rejects;
 pub use state::{Slot, SlotFlags, SlotInfo, State, StateWord};
 
 /// Version of all layouts in this module and in [`crate::decide`].

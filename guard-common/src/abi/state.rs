@@ -103,6 +103,8 @@ impl SlotFlags {
     pub const BY_INTERFACE: u32 = 1 << 3;
     /// The policy has rules with `local`: our own address must be classed.
     pub const BY_LOCAL: u32 = 1 << 4;
+    /// What leaves for somebody behind this host, and is denied, is answered (`on_deny`).
+    pub const REJECT_OUTBOUND: u32 = 1 << 5;
     // Essentials that are on.
     pub const ARP: u32 = 1 << 8;
     pub const EAPOL: u32 = 1 << 9;

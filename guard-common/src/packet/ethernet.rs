@@ -8,8 +8,9 @@ const HEADER: u32 = 14;
 const TAG: u32 = 4;
 const MAX_TAGS: u32 = 2;
 
-pub(super) const IPV4: u16 = 0x0800;
-pub(super) const IPV6: u16 = 0x86dd;
+/// `ETH_P_IP`, `ETH_P_IPV6` (linux/if_ether.h).
+pub const IPV4: u16 = 0x0800;
+pub const IPV6: u16 = 0x86dd;
 const ARP: u16 = 0x0806;
 const EAPOL: u16 = 0x888e;
 const SLOW: u16 = 0x8809;

@@ -3,11 +3,20 @@
 //! Two pairs of programs, for devices with an Ethernet header and for those without (tun, WireGuard, GRE): what a program
 //! is attached to is known then, and costs no look-up for each packet.
 
-use aya_ebpf::{bindings::__sk_buff, helpers::bpf_redirect, macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_F_INGRESS},
+    helpers::bpf_redirect,
+    macros::classifier,
+    programs::TcContext,
+};
 use guard_common::{
     Direction, Reason,
+    abi::SlotFlags,
     judge::Short,
-    packet::{Link, Packet},
+    packet::{
+        Link, Packet,
+        ethernet::{IPV4, IPV6},
+    },
 };
 
 use crate::{
@@ -19,6 +28,7 @@ use crate::{
         settle_v6, share_answer,
     },
     record::{count, count_index},
+    reject::{is_from_behind, is_own_answer, reject_v4, reject_v6},
     short, skb,
 };
 
@@ -28,6 +38,7 @@ const NEXT: i32 = -1;
 const SHOT: i32 = 2;
 
 const ETHERNET: u32 = 1;
+const ETHERNET_BYTES: u32 = 14;
 const NO_HEADER: u32 = 0;
 
 #[classifier]
@@ -53,11 +64,14 @@ pub fn wire_egress_l3(context: TcContext) -> i32 {
 #[inline(always)]
 fn wire(skb: *mut __sk_buff, direction: Direction, link: u32) -> i32 {
     let Some(generation) = Generation::current() else { return fault(direction) };
+    if matches!(direction, Direction::Inbound) && is_own_answer(skb) {
+        return NEXT;
+    }
     let kind = if link == NO_HEADER { Link::None } else { Link::Ethernet };
     let (known, packets, bytes) = short::judge(skb, direction, kind, &generation);
     if let Short::Settled(judgement) = known {
         count(judgement.outcome.reason(), direction, judgement.dropped, packets.into(), bytes.into());
-        return if judgement.dropped { drop_verdict(direction) } else { NEXT };
+        return if judgement.dropped { deny(skb, direction, link, &generation) } else { NEXT };
     }
     let Some(hand) = Hand::get() else { return fault(direction) };
     hand.begin(direction, skb::ifindex(skb), &generation);
@@ -88,7 +102,32 @@ fn wire(skb: *mut __sk_buff, direction: Direction, link: u32) -> i32 {
         // SAFETY: as above.
         unsafe { share_answer(skb) };
     }
-    if hand.dropped != 0 { drop_verdict(direction) } else { NEXT }
+    if hand.dropped != 0 { deny(skb, direction, link, &generation) } else { NEXT }
+}
+
+/// Drops it, or sends back an answer in its place.
+#[inline(always)]
+fn deny(skb: *mut __sk_buff, direction: Direction, link: u32, generation: &Generation) -> i32 {
+    if matches!(direction, Direction::Inbound)
+        || !generation.flags.has(SlotFlags::REJECT_OUTBOUND)
+        || !is_from_behind(skb)
+    {
+        return drop_verdict(direction);
+    }
+    let at = if link == NO_HEADER { 0 } else { ETHERNET_BYTES };
+    // SAFETY: this program's context.
+    let answered = unsafe {
+        match u16::from_be((*skb).protocol as u16) {
+            IPV4 => reject_v4(skb, at),
+            IPV6 => reject_v6(skb, at),
+            _ => 0,
+        }
+    };
+    if answered != 1 {
+        return drop_verdict(direction);
+    }
+    // SAFETY: the helper takes two numbers. Back in, by the same interface.
+    unsafe { bpf_redirect(skb::ifindex(skb), BPF_F_INGRESS.into()) as i32 }
 }
 
 /// What cannot be, and is denied.

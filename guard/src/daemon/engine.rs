@@ -4,7 +4,7 @@ use std::{os::fd::BorrowedFd, time::Duration};
 
 use guard_common::{
     Direction, Reason,
-    abi::{Counter, Event, Flow, LOST_SLOTS, Owner, State},
+    abi::{Counter, Event, Flow, LOST_SLOTS, Owner, Rejects, State},
     decide::Outcome,
 };
 
@@ -100,6 +100,8 @@ pub struct ReadBack {
     pub hooks: Vec<Hook>,
     pub counters: Vec<(Reason, Direction, bool, Counter)>,
     pub lost: [u64; LOST_SLOTS as usize],
+    /// What was answered to those behind this host.
+    pub rejects: Rejects,
     /// Of the generation that judges now, by rule number.
     pub rule_flows: Vec<u64>,
     /// What this kernel lacks, in words.

@@ -172,6 +172,7 @@ pub fn policy_in(directory: &Path, name: &str, mode: Mode) -> (Policy, PathBuf) 
         rules: Vec::new(),
         essentials: Essentials::default(),
         lockdown: false,
+        on_deny: Default::default(),
         tests: Vec::new(),
     };
     (policy, file)

@@ -116,6 +116,11 @@ pub fn report(sources: Sources<'_>) -> Report {
         policy_base_sha256: kept.and_then(|manifest| manifest.base_sha256.clone()),
         rules: kept.and(sources.policy).map(|policy| rules(&policy.rules, &read.rule_flows)).unwrap_or_default(),
         flows: FlowCounts { held, allowed, denied: held - allowed },
+        rejected: report::Rejected {
+            resets: read.rejects.resets,
+            prohibited: read.rejects.prohibited,
+            withheld: read.rejects.withheld,
+        },
         lost: report::Lost {
             events: read.lost[Lost::Events as usize],
             suppressed: read.lost[Lost::Suppressed as usize],

@@ -343,6 +343,7 @@ mod tests {
             rules: Vec::new(),
             essentials: Essentials::default(),
             lockdown: false,
+            on_deny: Default::default(),
             tests: Vec::new(),
         }
     }

@@ -45,6 +45,7 @@ pub struct Report {
     pub reasons: Vec<ReasonLine>,
     pub rules: Vec<RuleLine>,
     pub flows: FlowCounts,
+    pub rejected: Rejected,
     pub lost: Lost,
     pub daemon: Option<DaemonStatus>,
     /// Groups that nobody has acknowledged; `None` where that is not known.
@@ -89,6 +90,17 @@ pub struct InterfaceLine {
     pub guarded: bool,
     /// Why it is guarded, or why not.
     pub why: String,
+}
+
+/// What containers, and others behind this host, were told of denied packets (`on_deny`); counts of packets.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Rejected {
+    /// TCP resets.
+    pub resets: u64,
+    /// ICMP errors, administratively prohibited.
+    pub prohibited: u64,
+    /// Held back: too many in a second, or no answer could be made of the packet.
+    pub withheld: u64,
 }
 
 #[derive(Clone, Debug, Serialize)]

@@ -2,7 +2,7 @@
 
 use guard_common::{
     Direction, Reason,
-    abi::{Counter, LOST_SLOTS, RuleCounter, Slot, counter_index},
+    abi::{Counter, LOST_SLOTS, Rejects, RuleCounter, Slot, counter_index},
 };
 
 use super::{Instance, KernelError, publish, sys};
@@ -42,6 +42,22 @@ impl Instance {
             *sum = values.iter().sum();
         }
         Ok(lost)
+    }
+
+    /// What those behind this host were answered.
+    pub fn rejects(&self) -> Result<Rejects, KernelError> {
+        // One that an older guard began has no such map: it answers nobody.
+        if !self.maps.contains_key("REJECTS") {
+            return Ok(Rejects::default());
+        }
+        let (map, cpus) = (self.map("REJECTS")?, cpus()?);
+        let values = sys::lookup_per_cpu::<Rejects>(map, 0, cpus).map_err(KernelError::call("cannot read REJECTS"))?;
+        Ok(values.iter().fold(Rejects::default(), |sum, value| Rejects {
+            resets: sum.resets + value.resets,
+            prohibited: sum.prohibited + value.prohibited,
+            withheld: sum.withheld + value.withheld,
+            ..sum
+        }))
     }
 
     /// How many flows each rule of a slot's generation decided, by rule number. Empty for an empty slot.

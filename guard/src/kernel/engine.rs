@@ -99,6 +99,7 @@ impl Engine for Instance {
             hooks: hooks.collect(),
             counters: self.counters()?,
             lost: self.lost()?,
+            rejects: self.rejects()?,
             rule_flows: self.rule_flows(state.word.effective_slot(boot_ns))?,
             missing,
             boot_ns,

@@ -65,12 +65,15 @@ pub fn make_outer_maps(pins: &Pins) -> Result<(), KernelError> {
 pub fn load(pins: &Pins, settings: &Settings, wanted: &dyn Fn(&str) -> bool) -> Result<Programs, KernelError> {
     let names = map_names()?;
     let features = settings.offers.bits();
+    // Nobody needs to guess it: only root can put a mark on what comes in.
+    let mark = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0) as u32 | 1;
     let mut loader = EbpfLoader::new();
     // The seal's array of cgroups is of a kind that aya makes and does not know.
     loader.allow_unsupported_maps();
     loader
         .override_global("NETNS_COOKIE", &settings.netns_cookie, true)
         .override_global("HZ", &settings.hz, true)
+        .override_global("REJECT_MARK", &mark, true)
         .override_global("FEATURES", &features, true);
     for name in &names {
         loader.map_pin_path(name, pins.map(name));

@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
 use super::{
     essentials,
-    model::{AddressSet, Mode, Policy, Rule},
+    model::{AddressSet, Mode, Policy, Refusal, Rule},
     services::describe_range,
 };
 
@@ -40,6 +40,12 @@ pub fn yaml(policy: &Policy) -> String {
     if policy.lockdown {
         text.push_str("\n# An inbound flow that began before guard needs a remote that is named.\nlockdown: true\n");
     }
+    let outbound = match policy.on_deny {
+        Refusal::Drop => "drop",
+        Refusal::Reject => "reject",
+    };
+    text.push_str("\n# What becomes of a denied packet: nothing is ever said toward the outside; who is behind this host is told.\n");
+    let _ = writeln!(text, "on_deny: {{ inbound: drop, outbound: {outbound} }}");
     text.push_str(
         "\n# Whatever is not listed above is denied; so are source routes, ICMP redirects and what cannot be parsed.\n",
     );

@@ -22,6 +22,8 @@ pub struct Policy {
     /// `lockdown: true`: an inbound flow that began before guard needs a remote that a rule names. An implant's session may
     /// sit on a port that is open to `any`.
     pub lockdown: bool,
+    /// `on_deny: { outbound: … }`: what those behind this host are told when their packet is denied on its way out.
+    pub on_deny: Refusal,
     pub tests: Vec<Test>,
 }
 
@@ -30,6 +32,16 @@ pub enum Mode {
     /// Decide and record exactly as `Enforce` does, and drop nothing.
     Audit,
     Enforce,
+}
+
+/// What becomes of a denied packet of a container, or of another machine behind this host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nobody is told: the program waits until its time is out.
+    Drop,
+    /// A TCP reset, else an ICMP error: the program fails at once.
+    #[default]
+    Reject,
 }
 
 /// Where something stands: 1-based line and column (columns count characters); line 0: in no file (a temporary exception).

@@ -39,6 +39,7 @@ const ALWAYS: &[&str] = &[
     "essential traffic is told by address, port and type only: its lengths and options are not checked",
     "a DHCPv4 lease is renewed by broadcast alone: the server that gave it is not known here",
     "source routes are found by `ip option`, which needs Linux 5.3 and nft 0.9.2: on older ones take these two lines out",
+    "a denied packet of a container is dropped, and its program not told: `on_deny` is not said",
     "nothing is recorded; `nft list ruleset` shows each rule's counter",
 ];
 

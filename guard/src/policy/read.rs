@@ -5,9 +5,9 @@ use guard_common::{Direction, Verdict};
 
 use super::{
     diagnostics::{Diagnostic, Reporter, nearest},
-    model::Mode,
+    model::{Mode, Refusal},
     source::{At, Span, Text},
-    syntax::{Document, Group, GroupBody, Modes, Rule, Service, Test},
+    syntax::{Document, Group, GroupBody, Modes, OnDeny, Rule, Service, Test},
     yaml::{Node, Value},
 };
 
@@ -22,6 +22,7 @@ const TOP: &[&str] = &[
     "outbound",
     "essentials",
     "lockdown",
+    "on_deny",
     "tests",
 ];
 const RULE: &[&str] = &["name", "action", "from", "to", "services", "interface", "local", "expires", "comment"];
@@ -56,6 +57,7 @@ pub fn read(reporter: &mut Reporter, root: &Node) -> Option<Document> {
     }
     document.lockdown =
         map.get("lockdown").is_some_and(|node| reader.boolean(node, "lockdown").is_some_and(|on| on.value));
+    document.on_deny = map.get("on_deny").and_then(|node| reader.on_deny(node));
     if let Some(node) = map.get("tests") {
         document.tests = reader.tests(node);
     }
@@ -240,6 +242,31 @@ impl Reader<'_> {
             }
         };
         Some(At { value: modes, span: node.span })
+    }
+
+    fn on_deny(&mut self, node: &Node) -> Option<At<OnDeny>> {
+        let map = self.map(node, "`on_deny`", &["inbound", "outbound"])?;
+        if let Some((Refusal::Reject, span)) = map.get("inbound").and_then(|node| self.refusal(node, "inbound")) {
+            let message = "`inbound: reject` would answer everybody who knocks";
+            let diagnostic = self.0.error("reject_inbound", span, message).label("only `drop` here");
+            self.report(diagnostic.help("leave it out: nothing is ever said toward the outside"));
+        }
+        let outbound = map.get("outbound").and_then(|node| self.refusal(node, "outbound")).map(|(refusal, _)| refusal);
+        Some(At { value: OnDeny { outbound }, span: node.span })
+    }
+
+    fn refusal(&mut self, node: &Node, key: &str) -> Option<(Refusal, Span)> {
+        let text = self.text(node, key)?;
+        match text.value.as_str() {
+            "drop" => Some((Refusal::Drop, text.span)),
+            "reject" => Some((Refusal::Reject, text.span)),
+            other => {
+                let message = format!("`{key}` is drop or reject, not `{other}`");
+                let diagnostic = self.0.error("bad_refusal", text.span, message).label("neither drop nor reject");
+                self.report(diagnostic.help("write drop or reject"));
+                None
+            }
+        }
     }
 
     fn verdict(&mut self, node: &Node, key: &str) -> Option<At<Verdict>> {

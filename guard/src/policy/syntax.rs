@@ -4,7 +4,7 @@
 use guard_common::{Direction, Verdict};
 
 use super::{
-    model::Mode,
+    model::{Mode, Refusal},
     source::{At, Span, Text},
 };
 
@@ -24,6 +24,7 @@ pub struct Document {
     pub rules: Vec<Rule>,
     pub essentials: Vec<(Text, At<bool>)>,
     pub lockdown: bool,
+    pub on_deny: Option<At<OnDeny>>,
     pub tests: Vec<Test>,
 }
 
@@ -32,6 +33,12 @@ pub struct Document {
 pub struct Modes {
     pub inbound: Option<Mode>,
     pub outbound: Option<Mode>,
+}
+
+/// `on_deny`; what is left out is as by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OnDeny {
+    pub outbound: Option<Refusal>,
 }
 
 #[derive(Clone, Debug)]

@@ -74,6 +74,7 @@ pub fn validate(files: &mut Files, now: Timestamp) -> Option<(Policy, Vec<Span>)
         essentials,
         // It only takes away, so any of the files may ask for it.
         lockdown: documents.iter().any(|document| document.lockdown),
+        on_deny: document.on_deny.as_ref().and_then(|on_deny| on_deny.value.outbound).unwrap_or_default(),
         tests,
     };
     // Of half a policy, what its errors took away would be missed.
@@ -98,6 +99,11 @@ fn check_top(files: &mut Files, documents: &[Document], main: usize) {
     for mode in documents[..main].iter().filter_map(|d| d.mode.as_ref()) {
         let diagnostic = reporter.error("mode_in_include", mode.span, "an included file sets the mode");
         let help = "leave it out here; the policy that includes this file says its mode";
+        reporter.found.push(diagnostic.help(help));
+    }
+    for on_deny in documents[..main].iter().filter_map(|d| d.on_deny.as_ref()) {
+        let diagnostic = reporter.error("on_deny_in_include", on_deny.span, "an included file says what a denial does");
+        let help = "leave it out here; the policy that includes this file says it";
         reporter.found.push(diagnostic.help(help));
     }
     for text in documents.iter().filter_map(|d| d.name.as_ref()) {

@@ -77,6 +77,8 @@ fn includes_that_cannot_be() {
     assert_eq!(codes(&load_main(&directory).unwrap_err()), ["too_many_includes"]);
     write(&directory, "a.yaml", "version: 1\nmode: enforce\n");
     assert_eq!(codes(&load_main(&directory).unwrap_err()), ["mode_in_include"]);
+    write(&directory, "a.yaml", "version: 1\non_deny: { outbound: drop }\n");
+    assert_eq!(codes(&load_main(&directory).unwrap_err()), ["on_deny_in_include"]);
     write(&directory, "a.yaml", "version: 1\nessentials: { dhcp: false }\n");
     write(&directory, "policy.yaml", &format!("{main}essentials: {{ dhcp: true }}\n"));
     assert_eq!(codes(&load_main(&directory).unwrap_err()), ["essential_conflict"]);

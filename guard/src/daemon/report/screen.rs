@@ -223,6 +223,15 @@ impl Report {
             self.lost.events,
             self.lost.records,
         )?;
+        let rejected = &self.rejected;
+        if rejected.resets + rejected.prohibited + rejected.withheld > 0 {
+            let held = match rejected.withheld {
+                0 => String::new(),
+                count => format!("; {} not answered: too many, or too large", thousands(count)),
+            };
+            let (resets, errors) = (thousands(rejected.resets), thousands(rejected.prohibited));
+            writeln!(text, "  on_deny     containers told at once: {resets} by TCP reset, {errors} by ICMP{held}")?;
+        }
         if verbose {
             for line in &self.reasons {
                 let dropped = if line.dropped { "dropped" } else { "passed" };

@@ -30,6 +30,7 @@ plain!(
     abi::Interface,
     abi::Counter,
     abi::RuleCounter,
+    abi::Rejects,
     abi::Flow,
     abi::FlowKeyV4,
     abi::FlowKeyV6,

@@ -33,7 +33,7 @@ use self::{
     sweep::{ClassId, Classes, sweep},
     tables::Builder,
 };
-use crate::policy::model::{Essentials, FlowQuery, Mode, Policy, Rule};
+use crate::policy::model::{Essentials, FlowQuery, Mode, Policy, Refusal, Rule};
 
 /// One moment on two clocks: turns the policy's wall time into the kernel's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -336,6 +336,7 @@ fn flags(policy: &Policy, resolved: &Resolved) -> SlotFlags {
         (policy.inbound == Mode::Enforce, SlotFlags::ENFORCE_INBOUND),
         (policy.outbound == Mode::Enforce, SlotFlags::ENFORCE_OUTBOUND),
         (policy.lockdown, SlotFlags::LOCKDOWN),
+        (policy.on_deny == Refusal::Reject, SlotFlags::REJECT_OUTBOUND),
         (!resolved.patterns.is_empty(), SlotFlags::BY_INTERFACE),
         (!resolved.locals.is_empty(), SlotFlags::BY_LOCAL),
         (loopback, SlotFlags::LOOPBACK),
