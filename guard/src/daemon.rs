@@ -3,6 +3,7 @@
 pub mod attached;
 pub mod change;
 pub mod control;
+pub mod difference;
 pub mod engine;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -13,4 +14,5 @@ pub mod report;
 pub mod run_loop;
 pub mod service_manager;
 pub mod state_dir;
+pub mod watch;
 pub mod way_back;

@@ -298,7 +298,7 @@ fn each_hook_that_is_detached_is_noticed_and_put_back() -> Result<()> {
         let broken = unsound(&instance)?;
         ensure!(broken.len() == 1 && !broken[0].attached, "{}: {broken:?}", link.display());
         let done = instance.repair()?;
-        ensure!(done.len() == 1 && done[0].contains("detached"), "{done:?}");
+        ensure!(done.len() == 1 && done[0].what.contains("detached"), "{done:?}");
         ensure!(unsound(&instance)?.is_empty() && instance.repair()?.is_empty(), "{:?}", unsound(&instance)?);
     }
     for link in &links {

@@ -17,6 +17,7 @@ use guard_tests::{
     guard::Guard,
     new_world,
     process::{Process, run},
+    raw_bpf::pass_in_front,
     servers::dnsmasq,
     witness::send_frame,
     world::World,
@@ -152,7 +153,11 @@ fn records_of_every_kind_are_as_the_schema_says() {
     assert!(speaks(&mut session).is_err());
     drop(session);
 
-    let kinds = ["begin", "cut", "end", "socket_denied", "sealed", "packet"];
+    // Somebody stands before guard: an alert with who, and a gap when that is over.
+    let index = world.server.interface_index("eth0");
+    let somebody = pass_in_front(&world.operator, index, false).unwrap();
+
+    let kinds = ["begin", "cut", "end", "socket_denied", "sealed", "packet", "alert", "alert_over"];
     let deadline = Instant::now() + Duration::from_secs(30);
     let records = loop {
         let records = guard.records().unwrap();
@@ -166,6 +171,7 @@ fn records_of_every_kind_are_as_the_schema_says() {
         std::thread::sleep(Duration::from_millis(200));
     };
     check(&records, &validator);
+    drop(somebody);
     // In audit mode, too.
     let audit = POLICY.replace("mode: enforce", "mode: audit");
     assert!(guard.reload(&audit, &[]).unwrap().good());

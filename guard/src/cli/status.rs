@@ -5,12 +5,14 @@ use crate::{
     daemon::{
         attached,
         control::{self, Answer, DaemonStatus, Request},
+        difference::Gap,
         engine::Engine,
         gather::{self, Sources},
         kept,
         report::Report,
         state_dir::{Kept, StateDir},
     },
+    journal::{self, Event},
     record::clock::{Clock, unix_now},
     review,
 };
@@ -75,8 +77,18 @@ fn read(args: &InstanceArgs) -> anyhow::Result<Report> {
         policy: policy.as_ref().map(|(_, policy)| policy),
         daemon,
         other_firewalls,
+        gaps: state.as_ref().map(gaps).unwrap_or_default(),
         clock: Clock::read()?,
     }))
+}
+
+/// When packets may have passed unjudged in the last day, from the timeline. One that cannot be read says nothing.
+fn gaps(state: &StateDir) -> Vec<Gap> {
+    const DAY: i64 = 86_400_000_000;
+    let now = i64::try_from(unix_now() / 1000).unwrap_or(0);
+    let timeline = journal::read(state.path(), Some(now - DAY)).unwrap_or_default();
+    let repaired = timeline.entries.into_iter().filter(|entry| entry.event == Event::Repaired);
+    repaired.filter_map(|mut entry| serde_json::from_value(entry.details["gap"].take()).ok()).collect()
 }
 
 /// What only the daemon knows; `None` if none runs. One that runs and does not answer is there all the same.

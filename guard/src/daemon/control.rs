@@ -77,7 +77,10 @@ pub struct DaemonStatus {
     /// Packets and bytes that are in the totals and in no flow's record: eviction took the detail. `[inbound, outbound]`.
     pub detail_lost_packets: [u64; 2],
     pub detail_lost_bytes: [u64; 2],
-    /// What it noticed and could not repair, in words.
+    /// Why enforcement does not hold now, as far as only the daemon can tell: each in a sentence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+    /// What it noticed, in words.
     pub notices: Vec<String>,
 }
 

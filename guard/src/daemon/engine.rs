@@ -1,6 +1,6 @@
 //! What the daemon and the commands ask of the kernel's side: the seam at which their tests stand.
 
-use std::{os::fd::BorrowedFd, time::Duration};
+use std::{collections::BTreeSet, os::fd::BorrowedFd, time::Duration};
 
 use guard_common::{
     Direction, Reason,
@@ -8,7 +8,10 @@ use guard_common::{
     decide::Outcome,
 };
 
-use super::report::{Hook, InterfaceLine};
+use super::{
+    difference::{Counted, Difference},
+    report::{Hook, InterfaceLine},
+};
 use crate::{
     policy::compile::Compiled,
     record::{flow::Key, sweep::Now},
@@ -37,15 +40,40 @@ pub trait Engine {
 
     fn read_back(&self) -> anyhow::Result<ReadBack>;
 
+    /// The state that every packet reads, and boot-time nanoseconds of the reading.
+    fn state(&self) -> anyhow::Result<(State, u64)> {
+        self.read_back().map(|read| (read.state, read.boot_ns))
+    }
+
     /// Interfaces known to the programs.
     fn interfaces(&self) -> anyhow::Result<Vec<InterfaceLine>>;
 
     /// Looks at the interfaces again: attaches to those that are to be guarded, forgets those that are gone.
     fn refresh(&mut self) -> anyhow::Result<()>;
 
-    /// Puts back what somebody detached, unpinned or stood in front of; each repair in words.
-    fn repair(&mut self) -> anyhow::Result<Vec<String>> {
+    /// Whether nothing moved that a cheap look can see; asked many times a second.
+    fn all_still(&self) -> bool {
+        true
+    }
+
+    /// Puts back what somebody detached, unpinned or stood in front of; what was amiss, and what still is.
+    fn repair(&mut self) -> anyhow::Result<Vec<Difference>> {
         Ok(Vec::new())
+    }
+
+    /// The same for what the programs are told.
+    fn check_maps(&mut self) -> anyhow::Result<Vec<Difference>> {
+        Ok(Vec::new())
+    }
+
+    /// Programs of others at the hooks that guard uses, in words.
+    fn foreign_programs(&self) -> anyhow::Result<BTreeSet<String>> {
+        Ok(BTreeSet::new())
+    }
+
+    /// What the guarded interfaces counted, and the wire layer.
+    fn counted(&self) -> anyhow::Result<Option<Counted>> {
+        Ok(None)
     }
 
     /// All flows held.

@@ -8,6 +8,7 @@ use guard_common::{
 use super::{
     change::{hex, in_force},
     control::DaemonStatus,
+    difference::Gap,
     engine::ReadBack,
     report::{self, Deadline, FlowCounts, InterfaceLine, ReasonLine, Report, RuleLine},
     state_dir::Manifest,
@@ -32,6 +33,8 @@ pub struct Sources<'a> {
     pub policy: Option<&'a Policy>,
     pub daemon: Option<DaemonStatus>,
     pub other_firewalls: Vec<OtherFirewall>,
+    /// Of the last day.
+    pub gaps: Vec<Gap>,
     pub clock: Clock,
 }
 
@@ -70,6 +73,14 @@ pub fn report(sources: Sources<'_>) -> Report {
         );
     }
 
+    let watched: &[String] = sources.daemon.as_ref().map_or(&[], |daemon| &daemon.problems);
+    for problem in watched.iter().filter(|_| force.is_some()) {
+        // The hooks say the same, read back just now.
+        if !problems.iter().any(|known| known.contains(problem.as_str())) {
+            problems.push(problem.clone());
+        }
+    }
+    let watch_sound = watched.is_empty();
     let hooks_sound = |direction: Option<Direction>| {
         !read.hooks.is_empty()
             && read
@@ -97,7 +108,7 @@ pub fn report(sources: Sources<'_>) -> Report {
         mode: mode(force.is_some(), flags),
         mode_inbound: mode_of(force.is_some(), flags, Direction::Inbound),
         mode_outbound: mode_of(force.is_some(), flags, Direction::Outbound),
-        enforcing: inbound && outbound && hooks_sound(None),
+        enforcing: inbound && outbound && hooks_sound(None) && watch_sound,
         enforcing_inbound: inbound,
         enforcing_outbound: outbound,
         generation,
@@ -130,6 +141,7 @@ pub fn report(sources: Sources<'_>) -> Report {
             records: sources.daemon.as_ref().map_or(0, |daemon| daemon.records.lost),
         },
         daemon: sources.daemon,
+        gaps: sources.gaps,
         to_review: None,
         problems,
         missing: read.missing.clone(),
@@ -289,6 +301,7 @@ mod tests {
             policy: None,
             daemon: None,
             other_firewalls: Vec::new(),
+            gaps: Vec::new(),
             clock: Clock::at_boot(0),
         })
     }

@@ -4,7 +4,7 @@ mod screen;
 
 use serde::Serialize;
 
-use super::control::DaemonStatus;
+use super::{control::DaemonStatus, difference::Gap};
 use crate::{host::firewalls::OtherFirewall, lockdown::mark::Mark, policy::exceptions::Exception};
 
 pub use screen::{duration, thousands};
@@ -52,6 +52,8 @@ pub struct Report {
     pub to_review: Option<usize>,
     /// Why `enforcing` is false though the mode enforces: each in a sentence.
     pub problems: Vec<String>,
+    /// When packets may have passed unjudged, in the last day; the newest last.
+    pub gaps: Vec<Gap>,
     /// What this kernel lacks, and what is lost by that.
     pub missing: Vec<String>,
     pub other_firewalls: Vec<OtherFirewall>,

@@ -5,6 +5,7 @@
 
 mod recording;
 mod upkeep;
+mod watching;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -20,6 +21,7 @@ use super::{
     control::{ADDRESSES, Answer, DaemonStatus, Request, server},
     engine::Engine,
     state_dir::StateDir,
+    watch::Watch,
 };
 use crate::{
     host::watch::NetworkWatch,
@@ -41,8 +43,9 @@ const SWEEP: Duration = Duration::from_secs(2);
 const SWEEP_SHARE: u32 = 50;
 /// Between two looks at the clock and the deadline.
 const TICK: Duration = Duration::from_millis(250);
-/// Between two looks at the hooks.
+/// Between two looks at all that is watched, and at what costs microseconds.
 const WATCH: Duration = Duration::from_secs(1);
+const GLANCE: Duration = Duration::from_millis(50);
 /// Changes of the network are gathered for this long: they come in bursts.
 const SETTLE: Duration = Duration::from_millis(20);
 /// Between two looks at those, so that their rings do not fill while no flow begins.
@@ -67,6 +70,7 @@ pub struct Daemon<'a> {
     /// Says something to whoever runs the daemon.
     pub say: &'a mut dyn FnMut(&str),
     baseline: Baseline,
+    watch: Watch,
     notices: Vec<String>,
     store: Option<Arc<Recording>>,
     sweeps: u32,
@@ -115,6 +119,7 @@ impl<'a> Daemon<'a> {
             started,
             say,
             baseline: Baseline::default(),
+            watch: Watch::default(),
             notices: Vec::new(),
             store: None,
             sweeps: 0,
@@ -165,8 +170,10 @@ impl<'a> Daemon<'a> {
         let mut tick = interval(TICK);
         let mut beside = interval(BESIDE_PAUSE);
         beside.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut watch_hooks = interval(WATCH);
-        watch_hooks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watch = interval(WATCH);
+        watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut glance = interval(GLANCE);
+        glance.set_missed_tick_behavior(MissedTickBehavior::Delay);
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.set_baseline();
@@ -205,7 +212,8 @@ impl<'a> Daemon<'a> {
                     self.take_beside();
                     self.recorder.look_again(boot_now());
                 }
-                _ = watch_hooks.tick() => self.watch_hooks(),
+                _ = watch.tick() => self.look_at_all(),
+                _ = glance.tick() => self.glance(),
                 _ = flush.tick() => self.recorder.flush(),
                 () = sleep_until(next_sweep), if self.untold.is_none() => {
                     self.sweep();
@@ -274,6 +282,7 @@ impl<'a> Daemon<'a> {
             flows_held: self.recorder.tracker.held(),
             detail_lost_packets: lost.packets,
             detail_lost_bytes: lost.bytes,
+            problems: self.watch.problems().collect(),
             notices: self.notices.iter().cloned().chain(store_notices).collect(),
         }
     }

@@ -1,15 +1,16 @@
 //! The seam to the daemon and the commands.
 
-use std::{os::fd::BorrowedFd, time::Duration};
+use std::{collections::BTreeSet, os::fd::BorrowedFd, time::Duration};
 
 use guard_common::{
-    abi::{Event, Flow, Owner, Slot},
+    abi::{Event, Flow, Owner, Slot, State},
     decide::Outcome,
 };
 
 use super::{Instance, sys};
 use crate::{
     daemon::{
+        difference::{Counted, Difference},
         engine::{Engine, ReadBack},
         report::{Hook, InterfaceLine},
     },
@@ -106,6 +107,10 @@ impl Engine for Instance {
         })
     }
 
+    fn state(&self) -> anyhow::Result<(State, u64)> {
+        Ok((self.state.read(), sys::boot_ns()))
+    }
+
     fn interfaces(&self) -> anyhow::Result<Vec<InterfaceLine>> {
         let told = self.told()?;
         let lines = self.decided()?.into_iter().map(|(device, why)| InterfaceLine {
@@ -124,10 +129,26 @@ impl Engine for Instance {
         Ok(self.look_at_interfaces()?)
     }
 
-    fn repair(&mut self) -> anyhow::Result<Vec<String>> {
+    fn all_still(&self) -> bool {
+        Self::all_still(self)
+    }
+
+    fn repair(&mut self) -> anyhow::Result<Vec<Difference>> {
         // Another process may have moved it to another cgroup just now.
         self.catch_up()?;
         Ok(Self::repair(self)?)
+    }
+
+    fn check_maps(&mut self) -> anyhow::Result<Vec<Difference>> {
+        Ok(Self::check_maps(self)?)
+    }
+
+    fn foreign_programs(&self) -> anyhow::Result<BTreeSet<String>> {
+        Ok(Self::foreign_programs(self)?)
+    }
+
+    fn counted(&self) -> anyhow::Result<Option<Counted>> {
+        Ok(Some(Self::counted(self)?))
     }
 
     fn flows(&self) -> anyhow::Result<Vec<(Key, Flow)>> {

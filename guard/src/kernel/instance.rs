@@ -3,6 +3,8 @@
 mod adoption;
 mod devices;
 
+pub(super) use devices::keys;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
@@ -26,6 +28,7 @@ use super::{
     release, sealing,
     settings::{self, META, META_BYTES, META_ENTRIES, Options, Published, Settings},
     sys,
+    watch::Seen,
 };
 use crate::{
     host::sock_diag,
@@ -55,7 +58,7 @@ pub struct Instance {
     pub(super) links: BTreeMap<String, OwnedFd>,
     /// By slot, with the generation that each is of.
     classes: [Option<(u32, InterfaceClasses)>; 3],
-    near: Option<Near>,
+    pub(super) near: Option<Near>,
     pub(super) ring: Option<RingBuf<MapData>>,
     /// The rings beside it, by name.
     pub(super) rings: HashMap<&'static str, RingBuf<MapData>>,
@@ -63,6 +66,10 @@ pub struct Instance {
     pub(super) watching: Vec<OwnedFd>,
     /// When a hook was last put in front of another's: not more than once a second.
     pub(super) contested: Option<Instant>,
+    /// When each hook was put in front, by the name of its pin.
+    pub(super) contests: HashMap<String, Vec<Instant>>,
+    /// What the watch saw last.
+    pub(super) seen: Seen,
 }
 
 impl Instance {
@@ -122,6 +129,8 @@ impl Instance {
             rings: HashMap::new(),
             watching: Vec::new(),
             contested: None,
+            contests: HashMap::new(),
+            seen: Seen::default(),
         };
         // The wire first: until then the backstop would hold every socket, were there a policy.
         instance.look_at_interfaces()?;
@@ -195,6 +204,8 @@ impl Instance {
             rings: HashMap::new(),
             watching: Vec::new(),
             contested: None,
+            contests: HashMap::new(),
+            seen: Seen::default(),
         })
     }
 

@@ -43,6 +43,9 @@ pub struct Device {
     pub spanning_tree: bool,
     /// Id of the XDP program on it; 0: none.
     pub xdp: u32,
+    /// Packets since it was made, as the device counts them.
+    pub sent: u64,
+    pub received: u64,
 }
 
 /// Why an interface is guarded, or is not.
@@ -212,6 +215,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_STATS64: u16 = 23;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_XDP: u16 = 43;
 const INFO_KIND: u16 = 1;
@@ -252,6 +256,11 @@ fn device(payload: &[u8]) -> Option<Device> {
         match kind {
             IFLA_IFNAME => device.name = text(value),
             IFLA_LINK => device.lower = number(value, 0)?,
+            // struct rtnl_link_stats64 begins with the packets received and sent.
+            IFLA_STATS64 => {
+                let count = |at: usize| value.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
+                (device.received, device.sent) = (count(0)?, count(8)?);
+            }
             IFLA_MASTER => device.master = number(value, 0)?,
             IFLA_LINK_NETNSID => device.lower_elsewhere = true,
             IFLA_LINKINFO => {

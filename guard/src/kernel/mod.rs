@@ -28,6 +28,7 @@ mod sealing;
 mod settings;
 mod status;
 mod sys;
+mod watch;
 
 pub use error::KernelError;
 pub use features::{Feature, Needed, Offers, must_have, needed, release as kernel_release, tick_hz};

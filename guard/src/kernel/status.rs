@@ -13,7 +13,7 @@ use super::{
     attach::{self, At, HOOKS, Hook},
     filters,
     interfaces::{self, Device},
-    publish, sys,
+    objects, publish, sys,
 };
 use crate::host::firewalls::OtherFirewall;
 
@@ -300,8 +300,8 @@ impl Look<'_> {
 }
 
 pub(super) fn describe(id: u32) -> String {
-    match sys::program_by_id(id).and_then(|program| sys::info_of_program(program.as_fd())) {
-        Ok(info) => format!("program {id} \"{}\"", info.name),
-        Err(_) => format!("program {id}"),
+    match objects::program(id) {
+        Ok(Some(program)) => format!("program {id} \"{}\" (loaded by uid {})", program.name, program.uid),
+        _ => format!("program {id}"),
     }
 }

@@ -13,6 +13,8 @@ use guard_common::{
 };
 use serde::Serialize;
 
+use crate::daemon::difference::{Difference, Gap};
+
 use super::{
     clock::{Clock, timestamp},
     flow::{ICMP, ICMPV6, Key, TCP, UDP, has_ports},
@@ -329,6 +331,77 @@ impl Record {
             self.packet_info = Some(PacketInfo { linktype: LINKTYPE_RAW });
         }
         self
+    }
+}
+
+/// An `alert` event of the watch.
+#[derive(Debug, Serialize)]
+pub struct Alert<'a> {
+    pub timestamp: String,
+    pub event_type: &'static str,
+    pub host: &'a str,
+    pub alert: AlertPart,
+    pub guard: AlertGuardPart<'a>,
+}
+
+/// As Suricata has it.
+#[derive(Debug, Serialize)]
+pub struct AlertPart {
+    /// Nothing of it was prevented.
+    pub action: &'static str,
+    pub gid: u32,
+    pub signature_id: u32,
+    pub rev: u32,
+    pub signature: String,
+    pub category: &'static str,
+    /// 1 is the gravest.
+    pub severity: u8,
+}
+
+#[derive(Debug, Serialize)]
+pub struct AlertGuardPart<'a> {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// `alert`, or `alert_over` when what it tells of has ended.
+    pub event: &'static str,
+    #[serde(flatten)]
+    pub difference: &'a Difference,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gap: Option<&'a Gap>,
+    pub machine_id: &'a str,
+}
+
+impl<'a> Alert<'a> {
+    #[must_use]
+    pub fn new(
+        unix_ns: i128,
+        host: &'a str,
+        machine_id: &'a str,
+        difference: &'a Difference,
+        gap: Option<&'a Gap>,
+    ) -> Self {
+        let kind = difference.kind;
+        Self {
+            timestamp: timestamp(unix_ns),
+            event_type: "alert",
+            host,
+            alert: AlertPart {
+                action: "allowed",
+                gid: 1,
+                signature_id: kind.signature(),
+                rev: 1,
+                signature: format!("guard: {}", kind.title()),
+                category: "Integrity of the host firewall",
+                severity: kind.severity(),
+            },
+            guard: AlertGuardPart {
+                schema: SCHEMA,
+                event: if gap.is_some() { "alert_over" } else { "alert" },
+                difference,
+                gap,
+                machine_id,
+            },
+        }
     }
 }
 

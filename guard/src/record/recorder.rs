@@ -30,6 +30,7 @@ use super::{
     who,
 };
 use crate::{
+    daemon::difference::{Difference, Gap},
     host::identity::is_interpreter,
     review::{
         OBSERVING,
@@ -160,6 +161,11 @@ impl Recorder {
     /// Tells `observer` of every flow from now on.
     pub fn observe(&mut self, observer: Box<dyn Observer>) {
         self.observer = Some(observer);
+    }
+
+    /// What the watch found, or, with a gap, that it is over.
+    pub fn alert(&mut self, unix_ns: i128, difference: &Difference, gap: Option<&Gap>) {
+        self.sink.write(&super::eve::Alert::new(unix_ns, &self.host, &self.machine, difference, gap));
     }
 
     /// Writes what waits.

@@ -4,7 +4,10 @@ use std::fmt::Write;
 
 use super::Report;
 use crate::{
-    daemon::control::DaemonStatus, lockdown::mark::Mark, record::clock::for_people, review::is_observing,
+    daemon::{control::DaemonStatus, difference::Gap},
+    lockdown::mark::Mark,
+    record::clock::for_people,
+    review::is_observing,
     text::harmless,
 };
 
@@ -19,7 +22,7 @@ impl Report {
     }
 
     fn write(&self, text: &mut String, verbose: bool) -> std::fmt::Result {
-        writeln!(text, "{}", self.headline())?;
+        self.write_headline(text)?;
         for problem in &self.problems {
             writeln!(text, "  PROBLEM     {problem}")?;
         }
@@ -103,6 +106,26 @@ impl Report {
     /// The built-in policy of `guard observe` is in force.
     fn observes(&self) -> bool {
         self.policy_base_sha256.as_ref().or(self.policy_sha256.as_ref()).is_some_and(|sha256| is_observing(sha256))
+    }
+
+    /// What holds; after trouble, that too.
+    fn write_headline(&self, text: &mut String) -> std::fmt::Result {
+        match self.gaps.last() {
+            Some(gap) if self.enforcing && self.lockdown.is_none() => {
+                writeln!(text, "ENFORCING again; {}", spoken(gap))?;
+            }
+            Some(gap) if self.enforcing => writeln!(text, "{}\n  again       {}", self.headline(), spoken(gap))?,
+            _ => writeln!(text, "{}", self.headline())?,
+        }
+        const SHOWN: usize = 3;
+        let told = usize::from(self.enforcing);
+        for gap in self.gaps.iter().rev().skip(told).take(SHOWN) {
+            writeln!(text, "  before      {}", spoken(gap))?;
+        }
+        if self.gaps.len() > SHOWN + told {
+            writeln!(text, "  before      {} more (guard timeline{})", self.gaps.len() - SHOWN - told, self.suffix)?;
+        }
+        Ok(())
     }
 
     fn headline(&self) -> String {
@@ -267,6 +290,15 @@ impl Report {
         }
         Ok(())
     }
+}
+
+/// `GAP on eth1 from … to …: …, about 14 packets unjudged, by: unknown`.
+fn spoken(gap: &Gap) -> String {
+    let at = |us: i64| for_people(i128::from(us) * 1000);
+    let packets =
+        gap.packets.map(|packets| format!(", about {} packets unjudged", thousands(packets))).unwrap_or_default();
+    let by = gap.by.as_deref().unwrap_or("unknown");
+    harmless(&format!("GAP on {} from {} to {}: {}{packets}, by: {by}", gap.on, at(gap.from), at(gap.to), gap.why))
 }
 
 /// `1,234,567`.

@@ -10,7 +10,7 @@ use crate::{
     host::picture::Picture,
     journal::{self, Entry, Event},
     lockdown::{afterwards, mark},
-    record::clock::{Clock, for_people, unix_now},
+    record::clock::Clock,
 };
 
 impl Daemon<'_> {
@@ -32,21 +32,6 @@ impl Daemon<'_> {
             self.notice(format!("what is attached could not be looked at: {error}"));
             None
         })
-    }
-
-    /// Somebody may have detached, unpinned or stood in front of what is ours.
-    pub(super) fn watch_hooks(&mut self) {
-        let Some(_lock) = self.lock_now() else { return };
-        if !self.state.in_force() {
-            return;
-        }
-        match self.engine.repair() {
-            Ok(repairs) => repairs.into_iter().for_each(|repair| {
-                let time = for_people(unix_now());
-                self.notice(format!("{repair} (seen {time})"));
-            }),
-            Err(error) => self.notice(format!("the hooks could not be looked at or put back: {error:#}")),
-        }
     }
 
     pub(super) fn tick(&mut self) {

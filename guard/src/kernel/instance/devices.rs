@@ -1,7 +1,7 @@
 //! What an instance does as interfaces, policies and routes come and go: told to the programs, attached to, forgotten.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     os::fd::BorrowedFd,
 };
 
@@ -22,7 +22,7 @@ impl Instance {
         Ok(decided)
     }
 
-    pub(super) fn guarded_here(&self) -> Result<Vec<Device>, KernelError> {
+    pub(in crate::kernel) fn guarded_here(&self) -> Result<Vec<Device>, KernelError> {
         Ok(self.decided()?.into_iter().filter(|(_, why)| why.guarded()).map(|(device, _)| device).collect())
     }
 
@@ -34,6 +34,7 @@ impl Instance {
         let devices = interfaces::devices()?;
         let told = self.told()?;
         let mut failed = None;
+        let mut flags_told = BTreeMap::new();
         let mut indexes: Vec<u32> = devices.keys().copied().collect();
         indexes.sort_unstable();
         for index in indexes {
@@ -54,6 +55,7 @@ impl Instance {
                 flags: interfaces::flags(device, why, &devices, &guarded),
                 class: std::array::from_fn(|slot| self.class(slot, &device.name)),
             };
+            flags_told.insert(index, now.flags);
             if before != Some(&now) {
                 sys::update(self.map("INTERFACES")?, &index, &now, sys::ANY)
                     .map_err(KernelError::call(format!("cannot tell the programs of {}", device.name)))?;
@@ -70,6 +72,7 @@ impl Instance {
                 sys::delete(self.map("INTERFACES")?, index).map_err(KernelError::call("cannot forget an interface"))?;
             }
         }
+        self.seen.flags = flags_told;
         self.learn_routes(&devices)?;
         failed.map_or(Ok(()), Err)
     }
@@ -141,7 +144,7 @@ impl Instance {
     }
 }
 
-fn keys<K: sys::Plain + Ord>(map: BorrowedFd<'_>) -> Result<BTreeSet<K>, KernelError> {
+pub(in crate::kernel) fn keys<K: sys::Plain + Ord>(map: BorrowedFd<'_>) -> Result<BTreeSet<K>, KernelError> {
     let mut keys = BTreeSet::new();
     let mut key = sys::next_key::<K>(map, None).map_err(KernelError::call("cannot read the near destinations"))?;
     while let Some(current) = key

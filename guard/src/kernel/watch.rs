@@ -1,0 +1,190 @@
+//! Looks at what guard has in the kernel: often and cheaply whether anything moved, and then, or every second, at all of
+//! it: maps against what was told, programs of others, and what the interfaces counted.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::AsFd,
+};
+
+use guard_common::{
+    Direction,
+    abi::{Interface, Slot},
+};
+use sha2::{Digest, Sha256};
+
+use super::{
+    Instance, KernelError,
+    attach::{At, HOOKS},
+    instance::keys,
+    interfaces, near,
+    publish::map_table,
+    sealing, sys,
+};
+use crate::{
+    daemon::difference::{Counted, Difference, Kind},
+    host::netlink::{attributes, dump, number},
+};
+
+/// Larger tables are looked through less often.
+const EACH_TIME: usize = 1 << 20;
+
+/// What was there at the last look.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Flags that the programs were told, by interface.
+    pub flags: BTreeMap<u32, u32>,
+    /// Of each slot's tables: the map's id, and the digest of its nodes.
+    tables: BTreeMap<u8, (u32, [u8; 32])>,
+    looks: usize,
+}
+
+impl Instance {
+    /// Whether nothing moved that can be seen without much ado: our links, and who is first in line. Takes microseconds.
+    #[must_use]
+    pub fn all_still(&self) -> bool {
+        let tcx = self.settings.offers.tcx;
+        self.links.iter().all(|(name, link)| {
+            let Ok(info) = sys::info_of_link(link.as_fd()) else { return false };
+            if info.target == 0 {
+                return false;
+            }
+            let wire = HOOKS.iter().find(|hook| {
+                matches!(hook.at, At::Wire(_))
+                    && tcx
+                    && name.strip_prefix(hook.program).is_some_and(|rest| rest.starts_with('_'))
+            });
+            // An interface that lives elsewhere cannot be asked from here.
+            wire.is_none_or(|hook| {
+                sys::query(info.target as u32, hook.attach_type())
+                    .map_or(true, |programs| programs.first() == Some(&info.program_id))
+            })
+        })
+    }
+
+    /// What the programs are told, against what guard told them; put back where it differs.
+    pub fn check_maps(&mut self) -> Result<Vec<Difference>, KernelError> {
+        let mut found = Vec::new();
+        let told = self.told()?;
+        let devices = interfaces::devices()?;
+        for (index, flags) in self.seen.flags.clone() {
+            let now = told.get(&index);
+            if now.is_some_and(|now| now.flags == flags) {
+                continue;
+            }
+            let name = devices.get(&index).map_or_else(|| format!("interface {index}"), |device| device.name.clone());
+            let (what, value) = match now {
+                Some(now) => ("has other flags", Interface { flags, ..*now }),
+                // Its classes are not known: look_at_interfaces writes them again.
+                None => ("is gone", Interface { flags, class: [u32::MAX; 3] }),
+            };
+            sys::update(self.map("INTERFACES")?, &index, &value, sys::ANY)
+                .map_err(KernelError::call("cannot tell the programs of an interface"))?;
+            let what = format!("what the programs were told of {name} {what}; put back");
+            found.push(Difference::new(Kind::MapsChanged, format!("INTERFACES {name}"), what).repaired());
+        }
+        if !found.is_empty() {
+            self.look_at_interfaces()?;
+        }
+        found.extend(self.check_near()?);
+        if self.programs.contains_key("seal_option") {
+            // The kernel lets nobody read which cgroup it is: said again each time.
+            sealing::hold(self.map(sealing::CGROUP)?, &self.settings)?;
+        }
+        found.extend(self.check_tables()?);
+        Ok(found)
+    }
+
+    fn check_near(&mut self) -> Result<Vec<Difference>, KernelError> {
+        let Some(near) = self.near.clone() else { return Ok(Vec::new()) };
+        let found = near::Near { v4: keys(self.map("NEAR_V4")?)?, v6: keys(self.map("NEAR_V6")?)? };
+        if found == near {
+            return Ok(Vec::new());
+        }
+        let more = found.v4.difference(&near.v4).count() + found.v6.difference(&near.v6).count();
+        // What is believed to be there is what is there: the next look at the routes makes it what it should be.
+        self.near = Some(found);
+        self.look_at_interfaces()?;
+        let what = format!("destinations that the socket layer leaves to others were changed ({more} added); put back");
+        Ok(vec![Difference::new(Kind::MapsChanged, "NEAR", what).repaired()])
+    }
+
+    /// The tables of each generation are frozen when they are published; another map in their slot, or other bytes in it,
+    /// is somebody else's work.
+    fn check_tables(&mut self) -> Result<Vec<Difference>, KernelError> {
+        let mut found = Vec::new();
+        self.seen.looks = self.seen.looks.wrapping_add(1);
+        let state = self.state.read();
+        for slot in (0..Slot::TABLES as u8).map(Slot) {
+            let generation = state.slots[usize::from(slot.0)].generation;
+            let Some(published) = self.published(slot.0)?.filter(|published| published.generation == generation) else {
+                continue;
+            };
+            let Some(table) = super::publish::table_of(self.map("TABLES")?, slot)? else { continue };
+            let id = sys::info_of_map(table.as_fd()).map_err(KernelError::call("cannot read of a slot's tables"))?.id;
+            let bytes = published.nodes as usize * size_of::<guard_common::decide::Node>();
+            let known = self.seen.tables.get(&slot.0).filter(|_| id == published.map_id);
+            // So that a look at large tables costs no more a second than one at small ones.
+            if known.is_some_and(|(known, _)| *known == id) && !self.seen.looks.is_multiple_of(bytes / EACH_TIME + 1) {
+                continue;
+            }
+            let what = if id == published.map_id {
+                let mapping = map_table(table.as_fd(), published.nodes as usize)?;
+                let digest: [u8; 32] = Sha256::digest(mapping.frozen_bytes()).into();
+                match self.seen.tables.insert(slot.0, (id, digest)) {
+                    Some((before, then)) if before == id && then != digest => "have other contents than were published",
+                    _ => continue,
+                }
+            } else {
+                "are another map than was published"
+            };
+            let what = format!("the tables of generation {generation} {what}");
+            found.push(Difference::new(Kind::MapsChanged, format!("TABLES {}", slot.0), what));
+        }
+        Ok(found)
+    }
+
+    /// Programs of others at guard's hooks.
+    pub fn foreign_programs(&self) -> Result<BTreeSet<String>, KernelError> {
+        Ok(self.other_programs()?.into_iter().map(|other| other.table).collect())
+    }
+
+    /// Counts of the guarded interfaces, and of the wire layer.
+    pub fn counted(&self) -> Result<Counted, KernelError> {
+        let mut counted = Counted::default();
+        let guarded = self.guarded_here()?;
+        for device in &guarded {
+            counted.interfaces.push(device.index);
+            counted.names.push(device.name.clone());
+            counted.sent += device.sent;
+            counted.received += device.received;
+        }
+        // struct tcmsg: family and padding, index, handle, parent, info.
+        dump(ROUTE, GET_QDISC, &[0; 20], |_, payload| {
+            let Some((index, parent)) = number(payload, 4).zip(number(payload, 12)) else { return };
+            if parent == TC_H_ROOT && counted.interfaces.contains(&index) {
+                counted.queued += u64::from(waiting(payload.get(20..).unwrap_or_default()));
+            }
+        })?;
+        for (_, direction, dropped, counter) in self.counters()? {
+            match direction {
+                Direction::Outbound if !dropped => counted.judged_out += counter.packets,
+                Direction::Outbound => {}
+                Direction::Inbound => counted.judged_in += counter.packets,
+            }
+        }
+        Ok(counted)
+    }
+}
+
+const ROUTE: isize = 0;
+const GET_QDISC: u16 = 38;
+const TC_H_ROOT: u32 = 0xffff_ffff;
+const TCA_STATS2: u16 = 7;
+const TCA_STATS_QUEUE: u16 = 3;
+
+/// Packets in a queue, and those that it dropped (struct gnet_stats_queue: length, backlog, drops).
+fn waiting(payload: &[u8]) -> u32 {
+    let stats = attributes(payload).find(|(kind, _)| *kind == TCA_STATS2).map_or(&[][..], |(_, value)| value);
+    let queue = attributes(stats).find(|(kind, _)| *kind == TCA_STATS_QUEUE).map_or(&[][..], |(_, value)| value);
+    number(queue, 0).unwrap_or(0).wrapping_add(number(queue, 8).unwrap_or(0))
+}
