@@ -161,13 +161,15 @@ fn what_is_open_goes_on_and_nobody_else_comes_in() {
     let mut intruder = Process::spawn(&mut over_ssh(&sshd, &world, "echo $PPID; sleep 600")).unwrap();
     let pid = intruder.wait_line(LIMIT, |line| line.trim().parse::<u32>().is_ok()).unwrap();
     let more = format!(
-        "--yes --evidence none --this-session-only --confirm-within 5m --cut {} --cgroup {}",
+        "--yes --evidence none --this-session-only --confirm-within 5m --allow-to 192.0.2.20:tcp/8081 --cut {} --cgroup {}",
         pid.trim(),
         world.cgroup().display()
     );
     let mut lockdown = Process::spawn(&mut over_ssh(&sshd, &world, &line(&guard, "lockdown", &more))).unwrap();
     lockdown.wait_line(LIMIT, |line| line.contains("CONTAINED UNTIL")).unwrap();
-    assert!(lockdown.output().contains("THIS SESSION ONLY"), "{}", lockdown.output());
+    for part in ["THIS SESSION ONLY", "does not answer      192.0.2.20:8081: "] {
+        assert!(lockdown.output().contains(part), "{part}\n{}", lockdown.output());
+    }
     // Its client is not told: not even a reset leaves.
     let deadline = Instant::now() + LIMIT;
     while Path::new("/proc").join(pid.trim()).exists() {

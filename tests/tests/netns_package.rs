@@ -147,3 +147,63 @@ fn a_removal_under_a_lockdown_opens_the_host_or_does_not_happen() {
     assert!(removed.good(), "{}", removed.text());
     assert_eq!(guard.status().unwrap()["mode"], "none");
 }
+
+/// A systemd that writes down what it was asked, and starts what the unit says.
+const SYSTEMCTL: &str = r#"#!/bin/sh
+echo "$*" >> "$CASE/asked"
+case "$1" in
+    start)
+        unit=/etc/systemd/system/$2
+        eval "$(sed -n 's/^Environment=/export /p' "$unit")"
+        setsid $(sed -n 's/^ExecStart=//p' "$unit") > "$CASE/unit.log" 2>&1 < /dev/null & ;;
+esac
+"#;
+
+/// Confirmed, a lockdown is started by a unit of its own from then on, and that unit records it; released, it is gone.
+#[test]
+fn a_confirmed_lockdown_is_kept_by_a_unit() {
+    let Some(world) = new_world("netns_package kept") else { return };
+    let case = world.dir().join("case");
+    fs::create_dir_all(case.join("bin")).unwrap();
+    let systemctl = case.join("bin/systemctl");
+    fs::write(&systemctl, SYSTEMCTL).unwrap();
+    fs::set_permissions(&systemctl, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    // Nothing of the machine is written: its folders are covered.
+    let script = r#"set -e
+        cp -r /etc/passwd /etc/group "$CASE"
+        for folder in /run /etc /var/lib /usr/local/sbin; do mount -t tmpfs -o mode=755 none $folder; done
+        cp "$CASE/passwd" "$CASE/group" /etc
+        mkdir -p /run/systemd/system /etc/systemd/system
+        PATH="$CASE/bin:$PATH"
+        "$GUARD" lockdown --yes --console --no-keep-session --evidence none --cgroup "$CGROUP" --confirm-within 5m &
+        until "$GUARD" status --json | grep -q '"lockdown":{'; do sleep 0.1; done
+        until "$GUARD" status --json | grep -q '"daemon":{'; do sleep 0.1; done
+        [ ! -e /etc/systemd/system/guard-$GUARD_INSTANCE.service ]
+        "$GUARD" confirm --one-way-in --no-new-login > "$CASE/confirmed"
+        wait
+        "$GUARD" status --json > "$CASE/status"
+        cp /etc/systemd/system/guard-$GUARD_INSTANCE.service "$CASE/unit"
+        cmp "$GUARD" /usr/local/sbin/guard
+        [ "$(stat -c %u.%a /usr/local/sbin/guard)" = 0.755 ]
+        /usr/local/sbin/guard release --host "$(uname -n)" > "$CASE/released"
+        [ ! -e /etc/systemd/system/guard-$GUARD_INSTANCE.service ]
+    "#;
+    let mut command = world.operator.command("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+    command.env("CASE", &case).env("GUARD", binary().unwrap()).env("CGROUP", world.cgroup());
+    command.env("GUARD_INSTANCE", world.name()).env_remove("GUARD_STATE_DIR").env("NO_COLOR", "1");
+    let ended = run(&mut command, LIMIT).unwrap();
+    let read = |name: &str| fs::read_to_string(case.join(name)).unwrap_or_default();
+    assert!(ended.good(), "{}\n{}\n{}", ended.text(), read("confirmed"), read("unit.log"));
+    let name = format!("guard-{}.service", world.name());
+    let asked = ["daemon-reload".to_owned(), format!("enable {name}"), format!("start {name}")];
+    let after = [format!("disable {name}"), "daemon-reload".to_owned()];
+    assert_eq!(read("asked").lines().collect::<Vec<_>>(), [&asked[..], &after[..]].concat(), "{}", read("confirmed"));
+    assert!(read("confirmed").contains("enforces from the next start on (/usr/local/sbin/guard); it records"));
+    // The unit's own process, which knows that a lockdown holds: it does not read the policy that is not there.
+    let status: serde_json::Value = serde_json::from_str(&read("status")).unwrap();
+    assert_eq!((&status["enforcing"], status["daemon"].is_object()), (&true.into(), true), "{status:#}");
+    assert!(read("unit.log").contains("guard is ready"), "{}", read("unit.log"));
+    assert!(read("unit").contains(&format!("Environment=GUARD_INSTANCE={}", world.name())));
+    assert!(read("released").contains(&format!("{name} is removed")), "{}", read("released"));
+}

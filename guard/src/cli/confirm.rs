@@ -16,6 +16,7 @@ use crate::{
     lockdown::{
         act, logins,
         mark::{self, Confirmed, Mark},
+        service,
     },
 };
 
@@ -98,6 +99,11 @@ pub fn run(args: &ConfirmArgs, global: &Global) -> anyhow::Result<Exit> {
             Ok(said) => text.push_str(&said),
             Err(error) => text.push_str(&format!("\nsockets of what is cut could not be ended: {error:#}")),
         }
+    }
+    match service::keep(&args.instance, &state) {
+        Some(Ok(said)) => text.push_str(&format!("\n{said}")),
+        Some(Err(said)) => text.push_str(&format!("\nnotice: {said}")),
+        None => {}
     }
     answer(global, true, &text)
 }

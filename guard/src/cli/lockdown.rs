@@ -28,10 +28,11 @@ use crate::{
         destroy::Destroyed,
         detach,
         evidence::Evidence,
-        mark,
+        listed, mark,
         packages::Intact,
         plan::Plan,
         prepare::{Found, Guarded, PrepareError, Prepared, prepare},
+        service,
     },
     record::clock::Clock,
     snapshot,
@@ -233,6 +234,11 @@ fn enforce(args: &LockdownArgs, prepared: &Prepared, global: &Global) -> anyhow:
             }
         }
     };
+    // A person's own policy says nothing of what should answer now.
+    let silent = if args.policy.is_some() { Vec::new() } else { listed::silent(&prepared.choices) };
+    for silent in &silent {
+        said.line(false, "does not answer", &format!("{silent} (it is listed; the lockdown holds)"), None);
+    }
     let clock = Clock::read().unwrap_or(Clock::at_boot(0));
     let until_ns = done.kernel.word().deadline_ms().map(|ms| clock.unix_ns(ms * 1_000_000));
     let until = until_ns.map(output::utc);
@@ -241,7 +247,7 @@ fn enforce(args: &LockdownArgs, prepared: &Prepared, global: &Global) -> anyhow:
             "event": "contained", "until": until, "until_unix_ms": until_ns.map(|ns| (ns / 1_000_000) as i64),
             "contained_ms": contained.as_millis() as u64,
             "generation": done.changed.generation, "policy_sha256": done.changed.policy_sha256, "proof": done.proof,
-            "would_cut": done.changed.impact.would_cut.len(), "ended": cut, "recording": recording,
+            "would_cut": done.changed.impact.would_cut.len(), "ended": cut, "silent": silent, "recording": recording,
         }))
     } else {
         output::print(&contained_text(args, until.as_deref()))
@@ -257,6 +263,11 @@ fn enforce(args: &LockdownArgs, prepared: &Prepared, global: &Global) -> anyhow:
         return run::record_only(&args.instance, global);
     }
     if args.confirm_within == Within::Never {
+        match service::keep(&args.instance, &state) {
+            Some(Ok(kept)) => said.line(true, "kept", &kept, None),
+            Some(Err(error)) => said.line(false, "not kept", &error, None),
+            None => {}
+        }
         return Ok(Exit::Good);
     }
     outcome(args, &mut done, &state, global)

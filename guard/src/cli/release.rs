@@ -10,7 +10,7 @@ use crate::{
     },
     host::sock_diag::{self, SocketState},
     journal::{self, Event},
-    lockdown::{mark, marker},
+    lockdown::{mark, marker, service},
 };
 
 /// Take everything down: this host is open again
@@ -69,10 +69,15 @@ pub fn run(args: &ReleaseArgs, global: &Global) -> anyhow::Result<Exit> {
         (false, true) => "released: nothing of guard was attached; the lockdown that was kept here is over".to_owned(),
         (false, false) => format!("nothing of guard is attached here (instance {instance})"),
     };
+    let text = match service::remove(&args.instance) {
+        Some(Ok(said)) => format!("{text}; {said}"),
+        Some(Err(said)) => format!("{text}; its unit stays: {said}"),
+        None => text,
+    };
     if global.json {
         output::json_line(&serde_json::json!({ "released": released, "message": text }))?;
     } else {
-        output::print(&text)?;
+        output::print(&output::escape(&text))?;
     }
     Ok(Exit::Good)
 }

@@ -33,13 +33,14 @@ pub struct Footprint {
 }
 
 /// Where guard's own files may be beside its state directory.
-const PLACES: [&str; 6] = [
+const PLACES: [&str; 7] = [
     "/etc/guard",
     "/etc/systemd/system",
     "/run/systemd/system",
     "/run/systemd/transient",
     "/usr/lib/systemd/system",
     "/usr/local/lib/guard",
+    "/usr/local/sbin",
 ];
 /// Names in bpffs and files that are listed, at most.
 const MOST: usize = 128;

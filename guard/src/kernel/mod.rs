@@ -38,5 +38,5 @@ pub use interfaces::{Device, Selection, Why};
 pub use pins::check_instance_name;
 pub use publish::TableHeader;
 pub use release::release;
-pub use settings::{Options, Published, Settings};
+pub use settings::{Options, Published, Settings, cgroup_root};
 pub use status::HookStatus;

@@ -1,17 +1,21 @@
 //! The recording daemon of a lockdown: a process of its own that outlives the command and the terminal.
 
 use std::{
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io,
     os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use crate::daemon::{
-    control::{self, Answer, Request},
-    state_dir::StateDir,
+use crate::{
+    daemon::{
+        control::{self, Answer, Request},
+        state_dir::StateDir,
+    },
+    kernel,
 };
 
 /// What the daemon says goes there.
@@ -59,5 +63,43 @@ fn spawn(instance: &str, state: &StateDir) -> io::Result<Child> {
             Ok(())
         });
     }
-    command.spawn()
+    let child = command.spawn()?;
+    leave_session(child.id());
+    Ok(child)
+}
+
+/// A session that ends may take what is in its control group along (`KillUserProcesses=` of logind.conf(5)): the daemon goes
+/// to the root of each hierarchy where it is in one. Where that fails it may end so, and the kernel goes on.
+fn leave_session(pid: u32) {
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let (unified, by_systemd) = sessions(&text);
+    let root = kernel::cgroup_root().filter(|_| unified);
+    let named = Some(PathBuf::from("/sys/fs/cgroup/systemd")).filter(|_| by_systemd);
+    for root in [root, named].into_iter().flatten() {
+        let _ = fs::write(root.join("cgroup.procs"), pid.to_string());
+    }
+}
+
+/// Whether it is in a person's session, in cgroup2 and in systemd's own hierarchy beside it.
+fn sessions(text: &str) -> (bool, bool) {
+    let in_session = |path: &str| path.split('/').any(|part| part == "user.slice");
+    let mut found = (false, false);
+    for line in text.lines() {
+        found.0 |= line.strip_prefix("0::").is_some_and(in_session);
+        found.1 |= line.split_once(":name=systemd:").is_some_and(|(_, path)| in_session(path));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sessions;
+
+    #[test]
+    fn only_a_session_is_left() {
+        assert_eq!(sessions("0::/user.slice/user-0.slice/session-3.scope\n"), (true, false));
+        assert_eq!(sessions("1:name=systemd:/user.slice/user-0.slice/session-3.scope\n0::/\n"), (false, true));
+        assert_eq!(sessions("0::/system.slice/teleport.service\n"), (false, false));
+        assert_eq!(sessions(""), (false, false));
+    }
 }
