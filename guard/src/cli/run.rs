@@ -26,9 +26,10 @@ use crate::{
         model::Policy,
     },
     record::{
+        begun_before::begun_before,
         clock::Clock,
         flagged::Flagged,
-        recorder::{Recorder, begun_before},
+        recorder::Recorder,
         sink::{Limits, Sink},
         sweep::Tracker,
     },

@@ -3,6 +3,7 @@
 
 pub mod asked;
 pub mod attributor;
+pub mod begun_before;
 pub mod clock;
 pub mod community_id;
 pub mod eve;
