@@ -224,6 +224,9 @@ fn the_backstop_holds_sockets_until_a_new_interface_is_guarded() {
     assert!(!said.good(), "{said:?}");
     assert_eq!(echo.reached(), 0);
     assert!(guard.packets("unknown_interface", "outbound", true).unwrap() >= 1);
+    // Whoever is not held by the backstop gets there, and is counted.
+    let unheld = Echo::udp(&world.client, there.parse().unwrap(), 9001).unwrap();
+    guard_tests::echo::udp_reaches(&world.operator, unheld.address, PASSES).unwrap();
     guard.signal(nix::sys::signal::Signal::SIGCONT).unwrap();
     let guarded = |status: &serde_json::Value, name: &str| {
         let lines = status["interfaces"].as_array().unwrap();
@@ -232,6 +235,10 @@ fn the_backstop_holds_sockets_until_a_new_interface_is_guarded() {
     let status = guard.status_until(PASSES, |status| guarded(status, "eth2") && status["enforcing"] == true).unwrap();
     assert!(status["problems"].as_array().unwrap().is_empty(), "{status:#}");
     assert!(ask(&world.server, &["connect", "tcp", &echo.address.to_string()]).unwrap().good());
+    let notices = status["daemon"]["notices"].as_array().unwrap().iter().filter_map(|notice| notice.as_str());
+    let passed = notices.filter_map(|notice| notice.strip_prefix("eth2 is guarded now; up to ")).collect::<Vec<_>>();
+    let numbers = |text: &str| text.split(' ').filter_map(|word| word.parse().ok()).collect::<Vec<u64>>();
+    assert!(passed.len() == 1 && numbers(passed[0])[..2].iter().all(|count| *count >= 1), "{status:#}");
 
     // With the daemon at work: guarded within a moment, and gone without a trace.
     let there = link(3);

@@ -48,8 +48,9 @@ pub trait Engine {
     /// Interfaces known to the programs.
     fn interfaces(&self) -> anyhow::Result<Vec<InterfaceLine>>;
 
-    /// Looks at the interfaces again: attaches to those that are to be guarded, forgets those that are gone.
-    fn refresh(&mut self) -> anyhow::Result<()>;
+    /// Looks at the interfaces again: attaches to those that are to be guarded, forgets those that are gone. What passed a
+    /// new one before, in words.
+    fn refresh(&mut self) -> anyhow::Result<Vec<String>>;
 
     /// Whether nothing moved that a cheap look can see; asked many times a second.
     fn all_still(&self) -> bool {

@@ -108,8 +108,8 @@ impl Engine for FakeEngine {
         Ok(Vec::new())
     }
 
-    fn refresh(&mut self) -> anyhow::Result<()> {
-        Ok(())
+    fn refresh(&mut self) -> anyhow::Result<Vec<String>> {
+        Ok(Vec::new())
     }
 
     fn flows(&self) -> anyhow::Result<Vec<(Key, Flow)>> {

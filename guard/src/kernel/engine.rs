@@ -124,9 +124,10 @@ impl Engine for Instance {
         Ok(lines.collect())
     }
 
-    fn refresh(&mut self) -> anyhow::Result<()> {
+    fn refresh(&mut self) -> anyhow::Result<Vec<String>> {
         self.catch_up()?;
-        Ok(self.look_at_interfaces()?)
+        self.look_at_interfaces()?;
+        Ok(std::mem::take(&mut self.appeared))
     }
 
     fn all_still(&self) -> bool {

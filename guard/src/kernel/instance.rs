@@ -70,6 +70,8 @@ pub struct Instance {
     pub(super) contests: HashMap<String, Vec<Instant>>,
     /// What the watch saw last.
     pub(super) seen: Seen,
+    /// What passed an interface before it was guarded, in words; nobody was told yet.
+    pub(super) appeared: Vec<String>,
 }
 
 impl Instance {
@@ -131,6 +133,7 @@ impl Instance {
             contested: None,
             contests: HashMap::new(),
             seen: Seen::default(),
+            appeared: Vec::new(),
         };
         // The wire first: until then the backstop would hold every socket, were there a policy.
         instance.look_at_interfaces()?;
@@ -206,6 +209,7 @@ impl Instance {
             contested: None,
             contests: HashMap::new(),
             seen: Seen::default(),
+            appeared: Vec::new(),
         })
     }
 

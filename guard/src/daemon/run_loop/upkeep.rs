@@ -10,7 +10,7 @@ use crate::{
     host::picture::Picture,
     journal::{self, Entry, Event},
     lockdown::{afterwards, mark},
-    record::clock::Clock,
+    record::clock::{Clock, for_people, unix_now},
 };
 
 impl Daemon<'_> {
@@ -18,10 +18,15 @@ impl Daemon<'_> {
     pub(super) fn refresh(&mut self) -> bool {
         let Some(_lock) = self.lock_now() else { return false };
         // What a release took down is not put back.
-        if self.state.in_force()
-            && let Err(error) = self.engine.refresh()
-        {
-            self.notice(format!("interfaces could not be looked at: {error:#}"));
+        if !self.state.in_force() {
+            return true;
+        }
+        match self.engine.refresh() {
+            Ok(gaps) => gaps.into_iter().for_each(|gap| {
+                let time = for_people(unix_now());
+                self.notice(format!("{gap} (seen {time})"));
+            }),
+            Err(error) => self.notice(format!("interfaces could not be looked at: {error:#}")),
         }
         true
     }

@@ -103,10 +103,7 @@ fn arguments_are_bounded_and_may_be_anything() {
     let who = std::iter::repeat_with(read).take(1_000_000).flatten().next().unwrap();
     assert_eq!(who.args[0], "\u{1b}]0;x\u{7}");
     assert!(who.args_cut && who.args.iter().map(String::len).sum::<usize>() <= ARGUMENT_BYTES);
-    assert_eq!(
-        split_arguments(b"a\0\xff\0\0"),
-        (vec!["a".to_owned(), "\u{fffd}".to_owned(), String::new()], false)
-    );
+    assert_eq!(split_arguments(b"a\0\xff\0\0"), (vec!["a".to_owned(), "\u{fffd}".to_owned(), String::new()], false));
     assert_eq!(split_arguments(b""), (vec![], false));
 }
 

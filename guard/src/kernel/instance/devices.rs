@@ -34,6 +34,7 @@ impl Instance {
         let devices = interfaces::devices()?;
         let told = self.told()?;
         let mut failed = None;
+        let mut appeared = Vec::new();
         let mut flags_told = BTreeMap::new();
         let mut indexes: Vec<u32> = devices.keys().copied().collect();
         indexes.sort_unstable();
@@ -49,6 +50,10 @@ impl Instance {
             {
                 failed.get_or_insert(error);
                 continue;
+            }
+            // At a first start there was nothing before.
+            if why.guarded() && before.is_none() && !told.is_empty() {
+                appeared.push(index);
             }
             let guarded = |other: &Device| self.selector.decide(other, told.get(&other.index)).guarded();
             let now = Interface {
@@ -73,8 +78,27 @@ impl Instance {
             }
         }
         self.seen.flags = flags_told;
+        self.count_before(&appeared)?;
         self.learn_routes(&devices)?;
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Interfaces that the programs judge from now on: what passed them before, by their own count. The most that it can
+    /// have been.
+    fn count_before(&mut self, appeared: &[u32]) -> Result<(), KernelError> {
+        if appeared.is_empty() {
+            return Ok(());
+        }
+        let devices = interfaces::devices()?;
+        for device in appeared.iter().filter_map(|index| devices.get(index)) {
+            let Device { name, received, sent, .. } = device;
+            if received + sent > 0 {
+                self.appeared.push(format!(
+                    "{name} is guarded now; up to {received} packets in and {sent} out passed it before, unjudged on the wire"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Moved to another network namespace: its tcx links went with it, and go on judging.

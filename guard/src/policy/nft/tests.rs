@@ -18,15 +18,9 @@ fn a_rule_is_one_line_a_family_and_a_deny_stands_before() {
         "{}",
         made.text
     );
-    assert!(
-        lines.contains(&"ip6 saddr @responders_3 udp dport 53 counter return comment \"ssh\""),
-        "{}",
-        made.text
-    );
-    let deny = lines
-        .iter()
-        .position(|line| line.starts_with("ip saddr @addresses_1 iifname \"eth0\" counter drop"))
-        .unwrap();
+    assert!(lines.contains(&"ip6 saddr @responders_3 udp dport 53 counter return comment \"ssh\""), "{}", made.text);
+    let deny =
+        lines.iter().position(|line| line.starts_with("ip saddr @addresses_1 iifname \"eth0\" counter drop")).unwrap();
     assert!(deny < lines.iter().position(|line| line.contains("\"ssh\"")).unwrap());
     assert!(made.text.starts_with("#!/usr/sbin/nft -f\n# Policy a 'b' (sha256 "), "{}", made.text);
     assert!(lines.contains(&"2001:db8:17::-2001:db8:17:ffff:ffff:ffff:ffff:ffff,"), "{}", made.text);
