@@ -28,7 +28,7 @@ use std::{
     sync::{Arc, Once},
 };
 
-pub use namespace::{Inside, Namespace};
+pub use namespace::{Inside, Namespace, has_ipv6};
 pub use reaper::reap;
 
 use self::cgroup::Cgroup;

@@ -94,8 +94,14 @@ impl Namespace {
         path(&self.name)
     }
 
-    /// Lines for `ip -batch`, for this namespace.
+    /// Lines for `ip -batch`, for this namespace. On a machine without IPv6 those with such addresses are left out.
     pub fn ip(&self, batch: &str) -> io::Result<()> {
+        let usable: String = batch
+            .lines()
+            .filter(|line| has_ipv6() || !line.contains("2001:db8"))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let batch = usable.as_str();
         let mut child = Command::new("ip")
             .args(["-n", &self.name, "-batch", "-"])
             .stdin(Stdio::piped())
@@ -108,8 +114,11 @@ impl Namespace {
         ended(child.wait_with_output()?, batch)
     }
 
-    /// Writes `/proc/sys/net/...` of this namespace.
+    /// Writes `/proc/sys/net/...` of this namespace; of IPv6, where there is any.
     pub fn sysctl(&self, key: &str, value: &str) -> io::Result<()> {
+        if key.starts_with("ipv6/") && !has_ipv6() {
+            return Ok(());
+        }
         self.run(|| std::fs::write(format!("/proc/sys/net/{key}"), value))
     }
 
@@ -125,6 +134,12 @@ impl Deref for Namespace {
     fn deref(&self) -> &Inside {
         &self.inside
     }
+}
+
+/// Whether this machine speaks IPv6 at all: `ipv6.disable=1` takes it away.
+#[must_use]
+pub fn has_ipv6() -> bool {
+    std::path::Path::new("/proc/sys/net/ipv6").exists()
 }
 
 impl Drop for Namespace {

@@ -63,7 +63,19 @@ export PATH=/bin:/sbin GUARD_BIN=/bin/guard
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
+case \"$GUARD_CASE\" in
+hybrid)
+    mount -t tmpfs cgroup /sys/fs/cgroup
+    mkdir /sys/fs/cgroup/unified /sys/fs/cgroup/pids
+    mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified
+    mount -t cgroup -o pids cgroup /sys/fs/cgroup/pids || echo guard-vm: FAILED this kernel has no cgroup v1
+    ;;
+no-btf)
+    mount -t cgroup2 cgroup2 /sys/fs/cgroup
+    mount -t tmpfs none /sys/kernel/btf
+    ;;
+*) mount -t cgroup2 cgroup2 /sys/fs/cgroup ;;
+esac
 mount -t bpf bpf /sys/fs/bpf
 ";
 const TAIL: &str = "reboot -f\n";

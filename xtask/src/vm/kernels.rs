@@ -31,6 +31,10 @@ pub struct Kernel {
     pub root: PathBuf,
 }
 
+pub fn all() -> Vec<Suite> {
+    SUITES.to_vec()
+}
+
 pub fn chosen(wanted: &[String]) -> Result<Vec<Suite>> {
     if wanted.is_empty() {
         return Ok(SUITES.iter().copied().filter(|suite| !suite.extra).collect());

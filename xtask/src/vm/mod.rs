@@ -7,10 +7,11 @@ mod initramfs;
 mod kernels;
 mod libraries;
 mod qemu;
+mod table;
 
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
-use kernels::Kernel;
+use kernels::{Kernel, Suite};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -28,56 +29,119 @@ enum Task {
         #[arg(long = "kernel", value_name = "SUITE")]
         kernels: Vec<String>,
     },
+    /// The whole matrix: every kernel, and machines that are odd in one way each; or those of one kernel
+    Test {
+        /// Only this suite (repeatable)
+        #[arg(long = "kernel", value_name = "SUITE")]
+        kernels: Vec<String>,
+        /// Write the table to docs/kernels.md too, with the date and the commit
+        #[arg(long)]
+        write: bool,
+    },
 }
 
 /// One kernel's result.
 pub struct Answer {
     pub suite: &'static str,
+    /// How the machine is odd; empty: it is not.
+    pub odd: &'static str,
     /// Its version; none where it is not to be had, and `failures` says why.
     pub kernel: Option<String>,
     pub passed: u32,
     pub failures: Vec<String>,
+    /// What it printed of the verifier's work: program and instructions.
+    pub verified: Vec<(String, String)>,
+    /// Until the payload had ended.
+    pub seconds: f64,
 }
 
 pub fn run(args: &Args) -> Result<bool> {
-    let Task::Load { kernels } = &args.task;
-    let answers = load(kernels)?;
+    let answers = match &args.task {
+        Task::Load { kernels } => load(kernels)?,
+        Task::Test { kernels, .. } => test(kernels)?,
+    };
     let mut good = true;
     for answer in &answers {
         let name = answer.kernel.as_deref().unwrap_or("not to be had");
-        let result = match (&answer.kernel, answer.failures.is_empty()) {
-            (None, _) => format!("SKIPPED: {}", answer.failures.join("; ")),
-            (_, true) => format!("{} passed", answer.passed),
-            (_, false) => format!("FAILED: {}", answer.failures.join("; ")),
-        };
+        println!("{:<20} {:<10} {name:<28} {}", answer.suite, answer.odd, answer.spoken());
         good &= answer.kernel.is_none() || answer.failures.is_empty();
-        println!("{:<20} {name:<28} {result}", answer.suite);
+    }
+    if matches!(args.task, Task::Test { write: true, .. }) {
+        table::write(&answers)?;
     }
     Ok(good && answers.iter().any(|answer| answer.kernel.is_some()))
 }
 
+impl Answer {
+    fn spoken(&self) -> String {
+        match (&self.kernel, self.failures.is_empty()) {
+            (None, _) => format!("SKIPPED: {}", self.failures.join("; ")),
+            (_, true) => format!("{} passed", self.passed),
+            (_, false) => format!("FAILED: {}", self.failures.join("; ")),
+        }
+    }
+}
+
+/// A machine that is odd in one way.
+struct Odd {
+    /// `GUARD_CASE` inside; empty: only the command line is odd.
+    name: &'static str,
+    suite: &'static str,
+    append: &'static str,
+}
+
+const ODD: &[Odd] = &[
+    Odd { name: "ipv6-off", suite: "bullseye", append: "ipv6.disable=1 GUARD_CASE=ipv6-off" },
+    Odd { name: "ipv6-off", suite: "bookworm-security", append: "ipv6.disable=1 GUARD_CASE=ipv6-off" },
+    Odd { name: "hybrid", suite: "bullseye", append: "GUARD_CASE=hybrid" },
+    Odd { name: "hybrid", suite: "bookworm-security", append: "GUARD_CASE=hybrid" },
+    Odd { name: "bpf-lsm", suite: "bullseye", append: "lsm=lockdown,yama,apparmor,bpf GUARD_CASE=bpf-lsm" },
+    Odd { name: "no-bpf-lsm", suite: "bookworm-security", append: "lsm=lockdown,yama,apparmor GUARD_CASE=no-bpf-lsm" },
+    Odd { name: "no-btf", suite: "bullseye", append: "GUARD_CASE=no-btf" },
+    Odd { name: "no-btf", suite: "bookworm-security", append: "GUARD_CASE=no-btf" },
+];
+
 /// Runs the payload on each kernel in turn: those of the suites that are named, or one each of 5.10, 6.1 and 6.12.
 pub fn load(wanted: &[String]) -> Result<Vec<Answer>> {
+    machines(&kernels::chosen(wanted)?, &[])
+}
+
+/// The same on every kernel there is, and on the odd machines.
+fn test(wanted: &[String]) -> Result<Vec<Answer>> {
+    let suites = if wanted.is_empty() { kernels::all() } else { kernels::chosen(wanted)? };
+    machines(&suites, ODD)
+}
+
+fn machines(suites: &[Suite], odd: &[Odd]) -> Result<Vec<Answer>> {
     let dir = shell::target().join("vm");
     std::fs::create_dir_all(&dir)?;
     let payload = payload()?;
     let mut answers = Vec::new();
-    for suite in kernels::chosen(wanted)? {
+    for &suite in suites {
         println!("\n   {}", suite.name);
         let start = Instant::now();
         match kernels::fetch(suite, &dir) {
             Ok(kernel) => {
                 println!("{} ({:.1} s)", kernel.version, start.elapsed().as_secs_f64());
-                answers.push(boot(suite.name, &kernel, &payload, &dir)?);
+                answers.push(boot(suite.name, ("", ""), &kernel, &payload, &dir)?);
+                for odd in odd.iter().filter(|odd| odd.suite == suite.name) {
+                    println!("   {} {}", suite.name, odd.name);
+                    answers.push(boot(suite.name, (odd.name, odd.append), &kernel, &payload, &dir)?);
+                }
             }
             Err(error) => {
                 println!("SKIPPED {}: {error:#}", suite.name);
-                let failures = vec![format!("{error:#}")];
-                answers.push(Answer { suite: suite.name, kernel: None, passed: 0, failures });
+                answers.push(Answer { failures: vec![format!("{error:#}")], ..Answer::of(suite.name) });
             }
         }
     }
     Ok(answers)
+}
+
+impl Answer {
+    const fn of(suite: &'static str) -> Self {
+        Self { suite, odd: "", kernel: None, passed: 0, failures: Vec::new(), verified: Vec::new(), seconds: 0.0 }
+    }
 }
 
 /// What runs inside: the payload, and what it calls.
@@ -95,24 +159,35 @@ fn payload() -> Result<Vec<PathBuf>> {
 /// A kernel takes ten seconds by itself; more where the verifier is emulated beside other work.
 const LIMIT: Duration = Duration::from_secs(600);
 
-fn boot(suite: &'static str, kernel: &Kernel, payload: &[PathBuf], dir: &std::path::Path) -> Result<Answer> {
+/// `odd`: what the machine is called, and what its command line has more.
+fn boot(
+    suite: &'static str,
+    odd: (&'static str, &str),
+    kernel: &Kernel,
+    payload: &[PathBuf],
+    dir: &std::path::Path,
+) -> Result<Answer> {
     let initrd = dir.join(format!("{suite}.cpio"));
     std::fs::write(&initrd, initramfs::build(kernel, payload)?).with_context(|| initrd.display().to_string())?;
     let start = Instant::now();
-    let output = qemu::boot(&kernel.image, &initrd, LIMIT)?;
-    let (mut passed, mut failures, mut ended) = (0, Vec::new(), false);
+    let output = qemu::boot(&kernel.image, &initrd, odd.1, LIMIT)?;
+    let mut answer = Answer { odd: odd.0, kernel: Some(kernel.version.clone()), ..Answer::of(suite) };
+    let mut ended = false;
     for line in output.lines().filter_map(|line| line.split_once("guard-vm: ")).map(|(_, line)| line.trim()) {
         if line.starts_with("passed ") {
-            passed += 1;
+            answer.passed += 1;
         } else if let Some(what) = line.strip_prefix("FAILED ") {
-            failures.push(what.to_owned());
+            answer.failures.push(what.to_owned());
+        } else if let Some((program, count)) = line.strip_prefix("insns ").and_then(|rest| rest.split_once(' ')) {
+            answer.verified.push((program.to_owned(), count.trim().to_owned()));
         }
         ended |= line == "end";
     }
     // Never tried again: a guest that panics is a finding.
     if !ended {
-        failures.push("the machine ended before its payload did".into());
+        answer.failures.push("the machine ended before its payload did".into());
     }
-    println!("{:.1} s", start.elapsed().as_secs_f64());
-    Ok(Answer { suite, kernel: Some(kernel.version.clone()), passed, failures })
+    answer.seconds = start.elapsed().as_secs_f64();
+    println!("{:.1} s", answer.seconds);
+    Ok(answer)
 }

@@ -8,7 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Boots and returns what the guest printed. The guest ends itself (`-no-reboot`); else the limit does.
-pub fn boot(kernel: &Path, initrd: &Path, limit: Duration) -> Result<String> {
+/// `append` goes to the end of the kernel's command line.
+pub fn boot(kernel: &Path, initrd: &Path, append: &str, limit: Duration) -> Result<String> {
     // /dev/kvm may be there and still boot no ordinary guest (nested), so that it is used on request only.
     let accelerator = match std::env::var("GUARD_ACCEL").as_deref() {
         Ok("kvm") => "kvm",
@@ -20,6 +21,7 @@ pub fn boot(kernel: &Path, initrd: &Path, limit: Duration) -> Result<String> {
     command.args(["-cpu", "qemu64,-cx16"]);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-net", "none"]);
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
-    command.args(["-append", "console=ttyS0 quiet panic=-1", "-serial", "stdio"]);
+    let append = format!("console=ttyS0 quiet panic=-1 {append}");
+    command.args(["-append", append.trim_end(), "-serial", "stdio"]);
     Ok(shell::run(&mut command, limit)?.output)
 }
