@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod daemon;
 pub mod doctor;
+pub mod handover;
 pub mod host;
 pub mod journal;
 pub mod kernel;

@@ -16,12 +16,50 @@ const XDP_UMEM_FILL_RING: i32 = 5;
 const XDP_UMEM_COMPLETION_RING: i32 = 6;
 const XDP_COPY: u16 = 2;
 const TX_RING: i64 = 0x8000_0000;
+const COMPLETION_RING: i64 = 0x1_8000_0000;
 
 const FRAME: usize = 4096;
 const FRAMES: usize = 4;
 
 /// Sends a frame past everything that looks at what leaves. Needs no program, and no more of the driver than any has.
 pub fn send(interface: u32, frame: &[u8]) -> io::Result<()> {
+    Sender::new(interface, frame)?.send()
+}
+
+/// The socket, ready to send its frame again and again.
+pub struct Sender {
+    socket: OwnedFd,
+    /// Producer and consumer of a ring, and its descriptors.
+    transmit: [NonNull<u8>; 3],
+    completion: [NonNull<u8>; 3],
+    length: usize,
+}
+
+impl Sender {
+    /// One more time. What was sent before is taken back first: the rings are short.
+    pub fn send(&self) -> io::Result<()> {
+        // SAFETY: inside the mappings, by the kernel's own offsets, which live as long as the process. The descriptor: where,
+        // how long, options.
+        unsafe {
+            let cell = |at: NonNull<u8>| AtomicU32::from_ptr(at.cast().as_ptr());
+            let [completed, taken, _] = self.completion;
+            cell(taken).store(cell(completed).load(Ordering::Acquire), Ordering::Release);
+            let [producer, _, descriptors] = self.transmit;
+            let number = cell(producer).load(Ordering::Relaxed);
+            descriptors.cast::<[u64; 2]>().add(number as usize % FRAMES).write([0, self.length as u64]);
+            cell(producer).store(number.wrapping_add(1), Ordering::Release);
+        }
+        let raw = self.socket.as_raw_fd();
+        // SAFETY: no buffer: what is in the ring is sent.
+        done(unsafe { libc::sendto(raw, null_mut(), 0, libc::MSG_DONTWAIT, null_mut(), 0) } as i32).map(drop)
+    }
+
+    pub fn new(interface: u32, frame: &[u8]) -> io::Result<Self> {
+        prepare(interface, frame)
+    }
+}
+
+fn prepare(interface: u32, frame: &[u8]) -> io::Result<Sender> {
     assert!(frame.len() <= FRAME, "one frame");
     // SAFETY: numbers only.
     let raw = done(unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
@@ -40,19 +78,18 @@ pub fn send(interface: u32, frame: &[u8]) -> io::Result<()> {
     let (offsets_at, length_at) = (offsets.as_mut_ptr().cast(), &raw mut length);
     // SAFETY: room for the whole struct, as `length` says.
     done(unsafe { libc::getsockopt(raw, SOL_XDP, XDP_MMAP_OFFSETS, offsets_at, length_at) })?;
-    let (producer, descriptors) = (offsets[4] as usize, offsets[6] as usize);
-    let ring = map(descriptors + FRAMES * 16, libc::MAP_SHARED | libc::MAP_POPULATE, raw, TX_RING)?;
+    let ring = |at: usize, entry: usize, place: i64| {
+        let [producer, consumer, descriptors, _] = [0, 1, 2, 3].map(|field| offsets[at * 4 + field] as usize);
+        let ring = map(descriptors + FRAMES * entry, libc::MAP_SHARED | libc::MAP_POPULATE, raw, place)?;
+        // SAFETY: within the mapping, which is as long as the kernel's own offsets say.
+        Ok::<_, io::Error>([producer, consumer, descriptors].map(|offset| unsafe { ring.add(offset) }))
+    };
+    let (transmit, completion) = (ring(1, 16, TX_RING)?, ring(3, 8, COMPLETION_RING)?);
     // struct sockaddr_xdp: family and flags, interface, queue, whose memory.
     let address = [libc::AF_XDP as u32 | u32::from(XDP_COPY) << 16, interface, 0, 0];
     // SAFETY: as long as said.
     done(unsafe { libc::bind(raw, address.as_ptr().cast(), size_of_val(&address) as u32) })?;
-    // SAFETY: inside the mapping, by the kernel's own offsets. The descriptor: where, how long, options.
-    unsafe {
-        ring.add(descriptors).cast::<[u64; 2]>().write([0, frame.len() as u64]);
-        AtomicU32::from_ptr(ring.add(producer).cast().as_ptr()).store(1, Ordering::Release);
-    }
-    // SAFETY: no buffer: what is in the ring is sent.
-    done(unsafe { libc::sendto(raw, null_mut(), 0, libc::MSG_DONTWAIT, null_mut(), 0) } as i32).map(drop)
+    Ok(Sender { socket, transmit, completion, length: frame.len() })
 }
 
 fn set<T>(socket: &OwnedFd, name: i32, value: &T) -> io::Result<()> {

@@ -69,6 +69,35 @@ pub fn pass_in_front(place: &Inside, interface: u32, egress: bool) -> io::Result
     })
 }
 
+/// Whether any program is attached at an interface's tcx hook, in this thread's network namespace.
+pub fn any_at_tcx(interface: u32, egress: bool) -> io::Result<bool> {
+    const BPF_PROG_QUERY: i64 = 16;
+    #[repr(C)]
+    struct Query {
+        target: u32,
+        attach_type: u32,
+        flags: [u32; 2],
+        programs: u64,
+        count: u32,
+        padding: u32,
+        more: [u64; 4],
+    }
+    let mut programs = [0_u32; 8];
+    let attach_type = if egress { BPF_TCX_EGRESS } else { BPF_TCX_INGRESS };
+    let mut query = Query {
+        target: interface,
+        attach_type,
+        flags: [0; 2],
+        programs: programs.as_mut_ptr() as u64,
+        count: 8,
+        padding: 0,
+        more: [0; 4],
+    };
+    // SAFETY: as many attributes as said, with room for as many programs as they say.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(query.count > 0) }
+}
+
 /// `r0 = 0; exit`.
 fn load_pass() -> io::Result<OwnedFd> {
     #[repr(C)]

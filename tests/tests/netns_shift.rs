@@ -23,7 +23,9 @@ fn timeline(guard: &Guard) -> Vec<Value> {
 }
 
 fn events(timeline: &[Value]) -> Vec<&str> {
-    timeline.iter().filter_map(|entry| entry["event"].as_str()).collect()
+    // What others load on this machine meanwhile is told too.
+    let told = timeline.iter().filter(|entry| entry["details"]["kind"] != "program_loaded");
+    told.filter_map(|entry| entry["event"].as_str()).collect()
 }
 
 #[test]
@@ -68,6 +70,32 @@ fn the_timeline_says_who_did_what_with_which_policy() {
 
     let text = guard.tell("timeline", &[]).unwrap().stdout;
     assert!(text.contains("confirm   lee (as)"), "{text}");
+
+    // The page for the next shift. The daemon is dead: exit code and text say what does not hold, or is not known.
+    let ended = guard.ask("handover", &["--as", "kim", "--note", "lee takes over"]).unwrap();
+    let page = &ended.stdout;
+    for wanted in [
+        "HANDOVER ",
+        " by kim",
+        "note        lee takes over",
+        "policy      changed",
+        "exceptions  none",
+        "done ",
+        "unknown     whether keys, passwords",
+        "no daemon records or watches",
+    ] {
+        assert!(page.contains(wanted), "{wanted}: {page}");
+    }
+    assert_eq!(timeline(&guard).last().unwrap()["event"], "handover");
+    let page = json(&guard.ask("handover", &["--json"]).unwrap());
+    assert_eq!((&page["policy"], &page["policy_sha256"]), (&"changed".into(), &status["policy_sha256"]), "{page:#}");
+    assert!(
+        page["done"].as_array().unwrap().iter().any(|done| done["by"] == "lee" && done["event"] == "confirm"),
+        "{page:#}"
+    );
+    assert_ne!(timeline(&guard).last().unwrap()["by"]["name"], "root", "a page that is only read is not written down");
+    let brief = guard.ask("handover", &["--brief"]).unwrap().stdout;
+    assert!(brief.contains("No temporary exception is open") && brief.contains("keys or passwords"), "{brief}");
     guard.tell("release", &["--as", "kim"]).unwrap();
     let last = timeline(&guard).pop().unwrap();
     assert_eq!((&last["event"], &last["by"]["name"]), (&"release".into(), &"kim".into()));

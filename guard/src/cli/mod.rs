@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod explain;
 pub mod export;
 pub mod flows;
+pub mod handover;
 pub mod init;
 pub mod lockdown;
 pub mod man;
@@ -188,6 +189,7 @@ pub enum Command {
     Deny(allow::DenyArgs),
     Note(note::NoteArgs),
     Timeline(timeline::TimelineArgs),
+    Handover(handover::HandoverArgs),
     Restore(restore::RestoreArgs),
     Record(record::RecordArgs),
     Release(release::ReleaseArgs),
@@ -251,6 +253,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Deny(args) => allow::run_deny(&args, global),
         Command::Note(args) => note::run(&args, global),
         Command::Timeline(args) => timeline::run(&args, global),
+        Command::Handover(args) => handover::run(&args, global),
         Command::Restore(args) => restore::run(&args, global),
         Command::Record(args) => record::run(&args, global),
         Command::Release(args) => release::run(&args, global),

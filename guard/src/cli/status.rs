@@ -30,7 +30,7 @@ pub struct StatusArgs {
 
 pub fn run(args: &StatusArgs, global: &Global) -> anyhow::Result<Exit> {
     let mut report = read(&args.instance)?;
-    report.to_review = to_review(&args.instance);
+    (report.to_review, report.alerts) = recorded(&args.instance).unzip();
     if global.json {
         output::json_line(&report)?;
     } else {
@@ -39,21 +39,24 @@ pub fn run(args: &StatusArgs, global: &Global) -> anyhow::Result<Exit> {
     Ok(if report.does_what_it_says() { Exit::Good } else { Exit::No })
 }
 
-/// How many findings wait; `None` where there is no store, or it is too large to be summed up while somebody waits.
-fn to_review(args: &InstanceArgs) -> Option<usize> {
+/// How many findings wait, and what the watch told in the last day; `None` where there is no store, or it is too large to be
+/// summed up while somebody waits.
+fn recorded(args: &InstanceArgs) -> Option<(usize, usize)> {
     const QUICK_BYTES: u64 = 128 << 20;
+    const DAY: i64 = 86_400_000_000;
     let directory = args.state_dir();
     let size = std::fs::metadata(directory.join(crate::store::FILE)).ok()?.len();
     if size > QUICK_BYTES {
         return None;
     }
     let now = i64::try_from(unix_now() / 1000).unwrap_or(0);
-    review::report::of_directory(&directory, review::report::Since::Everything, now)
-        .ok()
-        .map(|report| report.findings.len())
+    let report = review::report::of_directory(&directory, review::report::Since::Everything, now).ok()?;
+    let alerts = report.alerts.iter().filter(|(_, alert)| alert.over.unwrap_or(alert.at) >= now - DAY).count();
+    Some((report.findings.len(), alerts))
 }
 
-fn read(args: &InstanceArgs) -> anyhow::Result<Report> {
+/// All that is known, but for what waits for a review.
+pub(super) fn read(args: &InstanceArgs) -> anyhow::Result<Report> {
     let engine = attached::open(&args.instance)?;
     let other_firewalls = attached::others(engine.as_ref());
     let Some(engine) = engine else {

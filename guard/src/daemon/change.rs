@@ -286,7 +286,15 @@ pub fn change(
 }
 
 /// Completes a rollback whose deadline has passed, in the kernel and in the state directory. True if there was one.
+///
+/// A deadline that somebody wrote into what was confirmed undoes nothing: the word is put back, and that is told.
 pub fn settle(engine: &mut dyn Engine, state: &StateDir) -> anyhow::Result<bool> {
+    if let Some(right) = forged_deadline(engine, state)? {
+        engine.force(right)?;
+        let text = "a deadline had been written into the kernel's state for a policy that was confirmed; put back";
+        journal::record(state.path(), &Entry::new(Event::Alert, text));
+        return Ok(false);
+    }
     if !engine.settle()? {
         return Ok(false);
     }
@@ -295,6 +303,19 @@ pub fn settle(engine: &mut dyn Engine, state: &StateDir) -> anyhow::Result<bool>
     let text = "the change was not confirmed in time: the kernel undid it at its deadline";
     journal::record(state.path(), &Entry::new(Event::Rollback, text).kept(kept.as_ref()));
     Ok(true)
+}
+
+/// The word that the state should have, where a deadline is pending that no change asked for: the policy that it would undo
+/// is kept as confirmed.
+pub fn forged_deadline(engine: &dyn Engine, state: &StateDir) -> anyhow::Result<Option<StateWord>> {
+    let (kernel, _) = engine.state()?;
+    let word = kernel.word;
+    let Some(kept) = word.is_pending().then(|| state.manifest(Kept::Active).ok().flatten()).flatten() else {
+        return Ok(None);
+    };
+    let generation = kernel.slots.get(usize::from(word.active().0)).map_or(0, |slot| slot.generation);
+    let confirmed = !kept.unconfirmed && kept.generation == generation && word.active() != Slot::NONE;
+    Ok(confirmed.then(|| StateWord::settled(word.active())))
 }
 
 /// Where the kernel has nothing of it (a reboot, a daemon that died in between): what nobody had confirmed is over.

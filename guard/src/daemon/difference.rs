@@ -22,6 +22,12 @@ pub enum Kind {
     PacketSocket,
     /// An interface sent more than the wire layer judged.
     WentRound,
+    /// Somebody loaded a BPF program of a kind that can change what passes.
+    ProgramLoaded,
+    /// An interface appeared, went, or is judged otherwise.
+    InterfaceChanged,
+    /// More of a kind came than are told one by one.
+    Many,
 }
 
 impl Kind {
@@ -36,6 +42,9 @@ impl Kind {
             Self::StateChanged => "state_changed",
             Self::PacketSocket => "packet_socket",
             Self::WentRound => "went_round",
+            Self::ProgramLoaded => "program_loaded",
+            Self::InterfaceChanged => "interface_changed",
+            Self::Many => "many",
         }
     }
 
@@ -49,8 +58,8 @@ impl Kind {
     #[must_use]
     pub const fn severity(self) -> u8 {
         match self {
-            Self::PacketSocket | Self::ForeignProgram => 3,
-            Self::PinGone => 2,
+            Self::PacketSocket | Self::ForeignProgram | Self::InterfaceChanged => 3,
+            Self::PinGone | Self::ProgramLoaded | Self::Many => 2,
             _ => 1,
         }
     }
@@ -58,13 +67,16 @@ impl Kind {
     /// Whether enforcement does not hold as long as it lasts.
     #[must_use]
     pub const fn opens(self) -> bool {
-        !matches!(self, Self::PacketSocket | Self::ForeignProgram | Self::PinGone)
+        self.lasts() && !matches!(self, Self::PinGone)
     }
 
     /// Whether it lasts until it is repaired or gone; the others are told once.
     #[must_use]
     pub const fn lasts(self) -> bool {
-        !matches!(self, Self::PacketSocket | Self::ForeignProgram)
+        !matches!(
+            self,
+            Self::PacketSocket | Self::ForeignProgram | Self::ProgramLoaded | Self::InterfaceChanged | Self::Many
+        )
     }
 
     /// For people, in the signature.
@@ -79,6 +91,9 @@ impl Kind {
             Self::StateChanged => "another policy is in force than was put there",
             Self::PacketSocket => "a packet or AF_XDP socket was opened",
             Self::WentRound => "an interface sends what guard's programs do not see",
+            Self::ProgramLoaded => "a BPF program of somebody else's was loaded",
+            Self::InterfaceChanged => "an interface appeared, went, or is judged otherwise",
+            Self::Many => "more alerts of a kind than are told one by one",
         }
     }
 }
@@ -124,6 +139,16 @@ impl Difference {
     pub fn key(&self) -> (Kind, String, String) {
         (self.kind, self.target.clone(), self.hook.clone())
     }
+}
+
+/// A BPF program that somebody else loaded, and which process it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadedProgram {
+    pub id: u32,
+    /// Type, name and user.
+    pub what: String,
+    /// 0: not known.
+    pub pid: u32,
 }
 
 /// Packets counted twice: by the interfaces, and by the wire layer. Of all guarded interfaces together.

@@ -4,12 +4,12 @@ use std::{collections::BTreeSet, os::fd::BorrowedFd, time::Duration};
 
 use guard_common::{
     Direction, Reason,
-    abi::{Counter, Event, Flow, LOST_SLOTS, Owner, Rejects, State},
+    abi::{Counter, Event, Flow, LOST_SLOTS, Owner, Rejects, State, StateWord},
     decide::Outcome,
 };
 
 use super::{
-    difference::{Counted, Difference},
+    difference::{Counted, Difference, LoadedProgram},
     report::{Hook, InterfaceLine},
 };
 use crate::{
@@ -45,6 +45,14 @@ pub trait Engine {
         self.read_back().map(|read| (read.state, read.boot_ns))
     }
 
+    /// SHA-256 of the policy in each slot; `None` where they are not what the state says.
+    fn policies(&self) -> anyhow::Result<[Option<[u8; 32]>; 3]> {
+        self.read_back().map(|read| read.policies)
+    }
+
+    /// Puts the state's word back to what it has to be, whatever somebody wrote there.
+    fn force(&mut self, word: StateWord) -> anyhow::Result<()>;
+
     /// Interfaces known to the programs.
     fn interfaces(&self) -> anyhow::Result<Vec<InterfaceLine>>;
 
@@ -60,6 +68,11 @@ pub trait Engine {
     /// Puts back what somebody detached, unpinned or stood in front of; what was amiss, and what still is.
     fn repair(&mut self) -> anyhow::Result<Vec<Difference>> {
         Ok(Vec::new())
+    }
+
+    /// BPF programs that others loaded since the last call, and how many could not be told.
+    fn loaded_programs(&mut self) -> (Vec<LoadedProgram>, u64) {
+        (Vec::new(), 0)
     }
 
     /// The same for what the programs are told.

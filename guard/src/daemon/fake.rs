@@ -104,6 +104,11 @@ impl Engine for FakeEngine {
         Ok(ReadBack { state: self.state, policies: self.policies, boot_ns: self.boot_ns, ..ReadBack::default() })
     }
 
+    fn force(&mut self, word: StateWord) -> anyhow::Result<()> {
+        self.state.word = word;
+        Ok(())
+    }
+
     fn interfaces(&self) -> anyhow::Result<Vec<InterfaceLine>> {
         Ok(Vec::new())
     }

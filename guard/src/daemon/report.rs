@@ -50,6 +50,8 @@ pub struct Report {
     pub daemon: Option<DaemonStatus>,
     /// Groups that nobody has acknowledged; `None` where that is not known.
     pub to_review: Option<usize>,
+    /// What the watch told in the last day; `None` where that is not known.
+    pub alerts: Option<usize>,
     /// Why `enforcing` is false though the mode enforces: each in a sentence.
     pub problems: Vec<String>,
     /// When packets may have passed unjudged, in the last day; the newest last.

@@ -9,6 +9,7 @@ mod watching;
 
 use std::{io, sync::Arc, time::Duration};
 
+use guard_common::abi::StateWord;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
@@ -71,6 +72,10 @@ pub struct Daemon<'a> {
     pub say: &'a mut dyn FnMut(&str),
     baseline: Baseline,
     watch: Watch,
+    /// The state's word when all of it was well.
+    word: Option<StateWord>,
+    /// Of the change that waits for its confirmation: its generation, and the word as it was seen first.
+    pending: Option<(u32, StateWord)>,
     notices: Vec<String>,
     store: Option<Arc<Recording>>,
     sweeps: u32,
@@ -120,6 +125,8 @@ impl<'a> Daemon<'a> {
             say,
             baseline: Baseline::default(),
             watch: Watch::default(),
+            word: None,
+            pending: None,
             notices: Vec::new(),
             store: None,
             sweeps: 0,

@@ -3,7 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::difference::{Counted, Difference, Gap, Kind};
+use super::{
+    difference::{Counted, Difference, Gap, Kind},
+    report::InterfaceLine,
+};
 
 /// A difference that is not seen for so long is over, in microseconds: what went round the wire may pause.
 const QUIET: i64 = 3_000_000;
@@ -28,8 +31,23 @@ pub struct Watch {
     /// By how much the interfaces sent more than was judged, at the last looks.
     ahead: Vec<i64>,
     packet_sockets: Option<BTreeSet<u32>>,
+    interfaces: Option<BTreeMap<u32, InterfaceLine>>,
+    /// What was told of each kind in this hour.
+    told: BTreeMap<Kind, Budget>,
     foreign: Option<BTreeSet<String>>,
 }
+
+/// Whoever makes one alert after another must not push what else was told out of the timeline.
+#[derive(Debug, Default)]
+struct Budget {
+    since: i64,
+    told: usize,
+    kept_back: u64,
+}
+
+const HOUR: i64 = 3_600_000_000;
+/// Alerts of a kind, and ends of such, that are told one by one in an hour.
+const MOST_TOLD: usize = 60;
 
 #[derive(Debug)]
 struct Lasting {
@@ -134,6 +152,72 @@ impl Watch {
             );
             Difference::new(Kind::WentRound, names, what)
         })
+    }
+
+    /// Whether another alert of a kind is told by itself. The first that is not comes with a difference that says so.
+    pub fn may_tell(&mut self, kind: Kind, now: i64) -> (bool, Option<Difference>) {
+        let budget = self.told.entry(kind).or_default();
+        if budget.told < MOST_TOLD {
+            if budget.told == 0 {
+                budget.since = now;
+            }
+            budget.told += 1;
+            return (true, None);
+        }
+        budget.kept_back += 1;
+        let many = (budget.kept_back == 1).then(|| {
+            let what = format!(
+                "more than {MOST_TOLD} alerts of kind {} came: the rest of this hour's are counted",
+                kind.as_str()
+            );
+            Difference::new(Kind::Many, kind.as_str(), what)
+        });
+        (false, many)
+    }
+
+    /// What was kept back in hours that are over.
+    pub fn kept_back(&mut self, now: i64) -> Vec<Difference> {
+        let mut all = Vec::new();
+        self.told.retain(|kind, budget| {
+            let over = now - budget.since >= HOUR;
+            if over && budget.kept_back > 0 {
+                let what =
+                    format!("{} more alerts of kind {} came in the hour before", budget.kept_back, kind.as_str());
+                all.push(Difference::new(Kind::Many, format!("{} {}", kind.as_str(), budget.since), what));
+            }
+            !over
+        });
+        all
+    }
+
+    /// What became of the interfaces since the last look. The first only learns.
+    pub fn interfaces_changed(&mut self, lines: Vec<InterfaceLine>) -> Vec<Difference> {
+        let now: BTreeMap<u32, InterfaceLine> = lines.into_iter().map(|line| (line.index, line)).collect();
+        let Some(before) = self.interfaces.replace(now.clone()) else { return Vec::new() };
+        let judged = |line: &InterfaceLine| if line.guarded { "guarded" } else { "NOT judged" };
+        let mut all = Vec::new();
+        for (index, line) in &now {
+            let what = match before.get(index) {
+                None => format!("interface {} appeared: {}, {}", line.name, judged(line), line.why),
+                Some(then) if then.name != line.name => {
+                    format!("interface {} is now called {}: {}", then.name, line.name, judged(line))
+                }
+                Some(then) if then.guarded != line.guarded => {
+                    format!("interface {} is {} now: {}", line.name, judged(line), line.why)
+                }
+                Some(_) => continue,
+            };
+            all.push(Difference::new(Kind::InterfaceChanged, line.name.clone(), what));
+        }
+        for (_, line) in before.iter().filter(|(index, _)| !now.contains_key(index)) {
+            let what = format!(
+                "interface {} ({}) is gone, or was moved to another network namespace",
+                line.name,
+                judged(line)
+            );
+            all.push(Difference::new(Kind::InterfaceChanged, line.name.clone(), what));
+        }
+        all
     }
 
     /// Packet and AF_XDP sockets that were not there before. The first look only learns.
@@ -268,6 +352,35 @@ mod tests {
         let told = watch.look(Vec::new(), None, 7_000_000);
         let [Told::Over(_, gap)] = &told[..] else { panic!("{told:?}") };
         assert_eq!(gap.to, 3_000_000, "until it was last seen");
+    }
+
+    #[test]
+    fn what_comes_too_often_is_counted_and_said() {
+        let mut watch = Watch::default();
+        let told = (0..200).filter(|second| watch.may_tell(Kind::PacketSocket, *second).0).count();
+        assert_eq!(told, MOST_TOLD);
+        assert!(watch.may_tell(Kind::HookDetached, 300).0, "other kinds are told");
+        assert!(watch.kept_back(HOUR - 1).is_empty());
+        let [kept] = &watch.kept_back(HOUR)[..] else { panic!() };
+        assert!(kept.what.starts_with("140 more alerts of kind packet_socket"), "{}", kept.what);
+        let (again, _) = watch.may_tell(Kind::PacketSocket, HOUR + 1);
+        assert!(again && watch.kept_back(HOUR + 2).is_empty());
+    }
+
+    #[test]
+    fn interfaces_that_come_go_and_change_are_told() {
+        let line =
+            |index, name: &str, guarded| InterfaceLine { index, name: name.to_owned(), guarded, why: "why".to_owned() };
+        let mut watch = Watch::default();
+        assert!(watch.interfaces_changed(vec![line(1, "lo", false), line(2, "eth0", true)]).is_empty());
+        let told: Vec<String> = watch
+            .interfaces_changed(vec![line(2, "eth0", false), line(3, "veth1", true)])
+            .into_iter()
+            .map(|difference| difference.what)
+            .collect();
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert!(told[0].contains("eth0 is NOT judged now") && told[1].contains("veth1 appeared: guarded"), "{told:?}");
+        assert!(told[2].contains("lo (NOT judged) is gone"), "{told:?}");
     }
 
     #[test]

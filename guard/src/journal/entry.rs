@@ -39,6 +39,8 @@ pub enum Event {
     Repaired,
     Lockdown,
     Restore,
+    /// A page for the next shift was written.
+    Handover,
     /// Of a later guard.
     #[default]
     #[serde(other)]
@@ -65,6 +67,7 @@ impl Event {
             Self::Repaired => "repaired",
             Self::Lockdown => "lockdown",
             Self::Restore => "restore",
+            Self::Handover => "handover",
             Self::Other => "other",
         }
     }

@@ -3,14 +3,14 @@
 use std::{collections::BTreeSet, os::fd::BorrowedFd, time::Duration};
 
 use guard_common::{
-    abi::{Event, Flow, Owner, Slot, State},
+    abi::{Event, Flow, Owner, Slot, State, StateWord},
     decide::Outcome,
 };
 
 use super::{Instance, sys};
 use crate::{
     daemon::{
-        difference::{Counted, Difference},
+        difference::{Counted, Difference, LoadedProgram},
         engine::{Engine, ReadBack},
         report::{Hook, InterfaceLine},
     },
@@ -50,15 +50,7 @@ impl Engine for Instance {
     fn read_back(&self) -> anyhow::Result<ReadBack> {
         let state = self.state.read();
         let boot_ns = sys::boot_ns();
-        let mut policies = [None; 3];
-        for (slot, policy) in (0..).map(Slot).zip(&mut policies) {
-            // A slot whose tables are not of the generation that the state names is not believed.
-            let info = state.slots[usize::from(slot.0)];
-            *policy = self
-                .tables(slot)?
-                .filter(|header| header.generation == info.generation && header.flags == info.flags)
-                .map(|header| header.policy_sha256);
-        }
+        let policies = self.policies()?;
         let hooks = self.hooks()?.into_iter().map(|hook| Hook {
             layer: hook.layer.to_owned(),
             hook: hook.hook,
@@ -109,6 +101,29 @@ impl Engine for Instance {
 
     fn state(&self) -> anyhow::Result<(State, u64)> {
         Ok((self.state.read(), sys::boot_ns()))
+    }
+
+    fn policies(&self) -> anyhow::Result<[Option<[u8; 32]>; 3]> {
+        let state = self.state.read();
+        let mut policies = [None; 3];
+        for (slot, policy) in (0..).map(Slot).zip(&mut policies) {
+            // A slot whose tables are not of the generation that the state names is not believed.
+            let info = state.slots[usize::from(slot.0)];
+            *policy = self
+                .tables(slot)?
+                .filter(|header| header.generation == info.generation && header.flags == info.flags)
+                .map(|header| header.policy_sha256);
+        }
+        Ok(policies)
+    }
+
+    fn force(&mut self, word: StateWord) -> anyhow::Result<()> {
+        self.state.force(word);
+        Ok(())
+    }
+
+    fn loaded_programs(&mut self) -> (Vec<LoadedProgram>, u64) {
+        Self::loaded_programs(self)
     }
 
     fn interfaces(&self) -> anyhow::Result<Vec<InterfaceLine>> {

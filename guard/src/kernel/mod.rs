@@ -5,6 +5,7 @@
 //! hooks are as `guard-ebpf` has them; `META` beside them says what was asked for at the start.
 
 mod attach;
+mod bpf_events;
 mod btf;
 mod counters;
 mod engine;

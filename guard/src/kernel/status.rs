@@ -1,7 +1,7 @@
 //! What is really attached, read back from the kernel.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     os::fd::{AsFd, AsRawFd},
 };
 
@@ -94,6 +94,11 @@ impl Instance {
         Ok(bytes)
     }
 
+    fn own_maps(&self) -> Result<HashSet<u32>, KernelError> {
+        let ids = self.maps.values().map(|map| sys::info_of_map(map.as_fd()).map(|info| info.id));
+        ids.collect::<std::io::Result<_>>().map_err(KernelError::call("cannot read of guard's own maps"))
+    }
+
     fn look(&self) -> Result<(Vec<HookStatus>, Vec<Foreign>), KernelError> {
         let devices = interfaces::devices()?;
         let guarded: Vec<u32> = self
@@ -102,7 +107,8 @@ impl Instance {
             .filter(|(_, interface)| interface.flags & guard_common::abi::Interface::GUARDED != 0)
             .map(|(index, _)| index)
             .collect();
-        let mut look = Look { instance: self, devices: &devices, hooks: Vec::new(), foreign: Vec::new() };
+        let maps = self.own_maps()?;
+        let mut look = Look { instance: self, devices: &devices, maps, hooks: Vec::new(), foreign: Vec::new() };
         let wanted = |hook: &&Hook| self.settings.programs.contains_key(hook.program);
         for index in guarded {
             for hook in HOOKS.iter().filter(wanted).filter(|hook| hook.of_interface()) {
@@ -123,6 +129,8 @@ impl Instance {
 struct Look<'a> {
     instance: &'a Instance,
     devices: &'a HashMap<u32, Device>,
+    /// Ids of guard's own.
+    maps: HashSet<u32>,
     hooks: Vec<HookStatus>,
     foreign: Vec<Foreign>,
 }
@@ -286,16 +294,16 @@ impl Look<'_> {
         sys::info_of_link(link.as_fd()).ok().filter(|info| info.target != 0)
     }
 
-    /// A program with the instructions that were loaded for this hook of such a device.
+    /// A program with the instructions that were loaded for this hook of such a device, over guard's own maps: the same
+    /// instructions over others would judge by somebody else's tables. Its constants are a map of each load's own.
     fn is_ours(&self, hook: &Hook, id: u32, device: Option<&Device>) -> bool {
         let tag = |ethernet| self.instance.tag_of(hook.program_for(ethernet));
-        sys::program_by_id(id).and_then(|program| sys::info_of_program(program.as_fd())).is_ok_and(|info| {
-            let found = info.tag_text();
-            match device {
-                Some(device) => found == tag(device.ethernet),
-                None => found == tag(true) || found == tag(false),
-            }
-        })
+        let Ok(Some(program)) = objects::program(id) else { return false };
+        let known = match device {
+            Some(device) => program.tag == tag(device.ethernet),
+            None => program.tag == tag(true) || program.tag == tag(false),
+        };
+        known && program.maps.iter().filter(|map| !self.maps.contains(map)).count() <= 1
     }
 }
 

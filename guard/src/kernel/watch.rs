@@ -15,15 +15,20 @@ use sha2::{Digest, Sha256};
 use super::{
     Instance, KernelError,
     attach::{At, HOOKS},
+    bpf_events::BpfEvents,
     instance::keys,
-    interfaces, near,
+    interfaces, near, objects,
     publish::map_table,
     sealing, sys,
 };
 use crate::{
-    daemon::difference::{Counted, Difference, Kind},
+    daemon::difference::{Counted, Difference, Kind, LoadedProgram},
     host::netlink::{attributes, dump, number},
 };
+
+/// `enum bpf_prog_type`: what can change, drop or send packets, or stand in for a part of another program. sched_cls is tc's,
+/// tcx's and netkit's.
+const MEDDLING: [u32; 16] = [3, 4, 6, 8, 9, 10, 11, 12, 13, 16, 18, 19, 25, 28, 30, 32];
 
 /// Larger tables are looked through less often.
 const EACH_TIME: usize = 1 << 20;
@@ -33,8 +38,12 @@ const EACH_TIME: usize = 1 << 20;
 pub struct Seen {
     /// Flags that the programs were told, by interface.
     pub flags: BTreeMap<u32, u32>,
-    /// Of each slot's tables: the map's id, and the digest of its nodes.
-    tables: BTreeMap<u8, (u32, [u8; 32])>,
+    /// Of each slot's tables: the generation, the map's id, and the digest of its nodes.
+    tables: BTreeMap<u8, (u32, u32, [u8; 32])>,
+    /// Programs that others loaded, as the kernel tells of them; `None`: not asked for yet.
+    events: Option<Option<BpfEvents>>,
+    /// Where it does not: the highest id that was looked at.
+    last_program: Option<u32>,
     looks: usize,
 }
 
@@ -114,7 +123,9 @@ impl Instance {
         let mut found = Vec::new();
         self.seen.looks = self.seen.looks.wrapping_add(1);
         let state = self.state.read();
-        for slot in (0..Slot::TABLES as u8).map(Slot) {
+        // What judges, and what a deadline would bring back. What else is there is written over before it judges.
+        let judging = [state.word.active(), state.word.previous()];
+        for slot in (0..Slot::TABLES as u8).map(Slot).filter(|slot| judging.contains(slot)) {
             let generation = state.slots[usize::from(slot.0)].generation;
             let Some(published) = self.published(slot.0)?.filter(|published| published.generation == generation) else {
                 continue;
@@ -122,17 +133,22 @@ impl Instance {
             let Some(table) = super::publish::table_of(self.map("TABLES")?, slot)? else { continue };
             let id = sys::info_of_map(table.as_fd()).map_err(KernelError::call("cannot read of a slot's tables"))?.id;
             let bytes = published.nodes as usize * size_of::<guard_common::decide::Node>();
-            let known = self.seen.tables.get(&slot.0).filter(|_| id == published.map_id);
+            // What was seen first of a generation is held against all that comes after.
+            let known = self.seen.tables.get(&slot.0).filter(|(of, ..)| *of == generation).copied();
+            let same = id == published.map_id && known.is_none_or(|(_, before, _)| before == id);
             // So that a look at large tables costs no more a second than one at small ones.
-            if known.is_some_and(|(known, _)| *known == id) && !self.seen.looks.is_multiple_of(bytes / EACH_TIME + 1) {
+            if same && known.is_some() && !self.seen.looks.is_multiple_of(bytes / EACH_TIME + 1) {
                 continue;
             }
-            let what = if id == published.map_id {
+            let what = if same {
                 let mapping = map_table(table.as_fd(), published.nodes as usize)?;
                 let digest: [u8; 32] = Sha256::digest(mapping.frozen_bytes()).into();
-                match self.seen.tables.insert(slot.0, (id, digest)) {
-                    Some((before, then)) if before == id && then != digest => "have other contents than were published",
-                    _ => continue,
+                match known {
+                    Some((.., then)) if then != digest => "have other contents than were published",
+                    _ => {
+                        self.seen.tables.insert(slot.0, (generation, id, digest));
+                        continue;
+                    }
                 }
             } else {
                 "are another map than was published"
@@ -141,6 +157,48 @@ impl Instance {
             found.push(Difference::new(Kind::MapsChanged, format!("TABLES {}", slot.0), what));
         }
         Ok(found)
+    }
+
+    /// Programs that others loaded since the last call: by the kernel's own events, else by their ids, which rise.
+    pub fn loaded_programs(&mut self) -> (Vec<LoadedProgram>, u64) {
+        let events = self.seen.events.get_or_insert_with(|| BpfEvents::open().ok());
+        let (loaded, lost) = match events {
+            Some(events) => {
+                let (loaded, lost) = events.drain();
+                (loaded.into_iter().map(|loaded| (loaded.id, loaded.pid)).collect(), lost)
+            }
+            None => (self.new_ids(), 0),
+        };
+        if loaded.is_empty() {
+            return (Vec::new(), lost);
+        }
+        let own: BTreeSet<&String> = self.settings.programs.values().collect();
+        let told = loaded.into_iter().filter_map(|(id, pid): (u32, u32)| {
+            // One that is gone already stands nowhere; what is only tried (by bpftool, systemd, guard doctor) goes as fast.
+            let program = objects::program(id).ok()??;
+            // guard's own instructions, whoever loaded them: where they stand is looked at by itself.
+            if own.contains(&program.tag) || !MEDDLING.contains(&program.kind_number) {
+                return None;
+            }
+            let what = format!("{} program {id} \"{}\" by uid {}", program.kind, program.name, program.uid);
+            Some(LoadedProgram { id, what, pid })
+        });
+        (told.collect(), lost)
+    }
+
+    fn new_ids(&mut self) -> Vec<(u32, u32)> {
+        let mut last = match self.seen.last_program {
+            Some(last) => last,
+            // The first look only learns.
+            None => objects::ids(objects::Kind::Program).ok().and_then(|(ids, _)| ids.last().copied()).unwrap_or(0),
+        };
+        let mut new = Vec::new();
+        while let Ok(Some(id)) = sys::next_id(objects::Kind::Program, last) {
+            new.push((id, 0));
+            last = id;
+        }
+        self.seen.last_program = Some(last);
+        new
     }
 
     /// Programs of others at guard's hooks.

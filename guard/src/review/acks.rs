@@ -112,6 +112,14 @@ impl Acks {
         (ack.acknowledged && ack.until.is_none_or(|until| now < until)).then_some(ack)
     }
 
+    /// Every decision that holds now, in the order in which they were made first.
+    pub fn all_holding(&self, now: i64) -> impl Iterator<Item = &Ack> {
+        self.history.iter().enumerate().filter_map(move |(at, ack)| {
+            let holds = self.newest.get(&ack.id) == Some(&at) && ack.acknowledged;
+            (holds && ack.until.is_none_or(|until| now < until)).then_some(ack)
+        })
+    }
+
     /// Every decision on a group, the oldest first.
     pub fn history(&self, id: Id) -> impl Iterator<Item = &Ack> {
         let id = id.to_string();

@@ -15,7 +15,7 @@ use super::{
     group::{Id, SHORT},
     inputs::Summary,
 };
-use crate::store::{self, BackgroundLine, Coverage, GroupRow, LEARNING_US, MEMORY_US, Reader, Span, StoreError};
+use crate::store::{self, Alert, BackgroundLine, Coverage, GroupRow, LEARNING_US, MEMORY_US, Reader, Span, StoreError};
 
 /// Since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub struct Report {
     pub background: Vec<BackgroundLine>,
     /// Known inbound services with many new remotes: (service, program, new remotes).
     pub everyday: Vec<(super::group::Service, Option<Arc<str>>, u64)>,
+    /// What was done to guard itself, by host; the newest first.
+    pub alerts: Vec<(Arc<str>, Alert)>,
     /// What could not be read, and what was damaged.
     pub notices: Vec<String>,
     /// Where it comes from, if it is what others recorded.
@@ -98,6 +100,7 @@ pub fn of_directory(directory: &Path, since: Since, now: i64) -> Result<Report, 
     }
     Ok(Report {
         coverage: vec![(Arc::clone(&host), reader.coverage(span))],
+        alerts: reader.alerts(span)?.into_iter().map(|alert| (Arc::clone(&host), alert)).collect(),
         hosts: vec![host],
         span: Some(span),
         reviewed,
@@ -137,6 +140,7 @@ pub fn of_directories(directories: &[PathBuf], since: Since, now: i64) -> Result
                 report.tell_apart(&merged.hosts, directory);
                 merged.hosts.extend(report.hosts);
                 merged.coverage.extend(report.coverage);
+                merged.alerts.extend(report.alerts);
                 merged.acknowledged += report.acknowledged;
                 merged.notices.extend(report.notices);
                 merged.everyday.extend(report.everyday);
@@ -160,6 +164,7 @@ pub fn of_directories(directories: &[PathBuf], since: Since, now: i64) -> Result
     if let (true, Some(error)) = (merged.hosts.is_empty(), failed) {
         return Err(error);
     }
+    merged.alerts.sort_by_key(|(_, alert)| std::cmp::Reverse(alert.at));
     merged.findings = findings::merge_hosts(per_host);
     merged.ids = ids.into_iter().collect();
     Ok(merged)
@@ -246,6 +251,7 @@ impl Report {
         let Some(host) = self.hosts.first().filter(|host| taken.contains(host)) else { return };
         let name: Arc<str> = format!("{host} in {}", directory.display()).into();
         self.hosts = vec![Arc::clone(&name)];
+        self.alerts.iter_mut().for_each(|(host, _)| *host = Arc::clone(&name));
         self.coverage.iter_mut().for_each(|(host, _)| *host = Arc::clone(&name));
         self.findings.iter_mut().for_each(|finding| finding.hosts = vec![Arc::clone(&name)]);
     }

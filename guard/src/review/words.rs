@@ -14,7 +14,7 @@ use crate::{
         view::bytes,
         who::{ExeKind, Who},
     },
-    store::{BackgroundLine, Coverage, DAY_US},
+    store::{Alert, BackgroundLine, Coverage, DAY_US},
 };
 
 const SECOND: i64 = 1_000_000;
@@ -264,6 +264,28 @@ pub fn background(line: &BackgroundLine) -> String {
             format!("inbound to closed {protocol} ports: {probes}, {addresses}, {ports}{passed}")
         }
     }
+}
+
+/// `2026-11-24 05:20Z the tcx ingress program was detached on eth0; put back after 44 ms, about 14 packets unjudged; by …`.
+#[must_use]
+pub fn alert(alert: &Alert) -> String {
+    let lasts = matches!(alert.severity, 1) && alert.over.is_none();
+    let how = match (alert.over, alert.repaired) {
+        (Some(over), repaired) => {
+            let word = if repaired { "put back" } else { "over" };
+            format!("; {word} after {}", moment(over - alert.at))
+        }
+        (None, true) => "; put back".to_owned(),
+        (None, false) if lasts => "; STILL SO".to_owned(),
+        (None, false) => String::new(),
+    };
+    let packets = alert.packets.map(|packets| format!(", about {} unjudged", count(packets, "packet", "packets")));
+    let by = alert.by.as_ref().map(|by| format!("; by {by}")).unwrap_or_default();
+    format!("{} {}{how}{}{by}", minute(alert.at), alert.what, packets.unwrap_or_default())
+}
+
+fn moment(us: i64) -> String {
+    if us < SECOND { format!("{} ms", us.max(0) / 1000) } else { duration(us / SECOND) }
 }
 
 /// `1 flow`, `41,203 flows`.

@@ -7,6 +7,7 @@
 //! What is wide and repeats (programs, groups, names of rules) is kept once and referred to by number, so that a flow
 //! takes about a hundred bytes. Unsolicited inbound goes round in a ring of its own: scans push out nothing but scans.
 
+mod alerts;
 mod background;
 mod intern;
 mod listening;
@@ -19,6 +20,7 @@ mod write;
 
 use std::{io, path::PathBuf};
 
+pub use alerts::Alert;
 pub use background::{Background, BackgroundLine};
 pub use listening::{Listener, listeners_now};
 pub use read::{Coverage, Flows, GroupRow, ListenerRow, Reader, Run, Span};

@@ -331,6 +331,11 @@ impl Reader {
         self.text(number).map(|text| split(&text)).map_err(|error| self.told(error))
     }
 
+    /// What the watch told in a span, the newest first.
+    pub fn alerts(&self, span: Span) -> Result<Vec<super::Alert>, StoreError> {
+        super::alerts::read(&self.db, span).map_err(|error| self.told(error))
+    }
+
     /// When guard ran in a span that ends no later than now.
     #[must_use]
     pub fn coverage(&self, span: Span) -> Coverage {

@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Begun, Change, Limits, StoreError, Writer, listeners_now, schema};
+use super::{Alert, Begun, Change, Limits, StoreError, Writer, listeners_now, schema};
 use crate::{
     record::{clock::unix_now, eve::Moment, observer::Observer},
     review::observed::Observed,
@@ -95,6 +95,8 @@ struct Told {
     error: Option<String>,
     set_aside: Vec<PathBuf>,
     losses: Losses,
+    /// That wait to be written.
+    alerts: Vec<Alert>,
 }
 
 impl Shared {
@@ -142,6 +144,18 @@ impl Recording {
             Err(TrySendError::Disconnected(_)) => {
                 self.shared.lost.fetch_add(1, Relaxed);
             }
+        }
+    }
+
+    /// Hands in an alert, as it begins or as it is over. Never waits.
+    pub fn alert(&self, alert: Alert) {
+        /// As many as nobody can read.
+        const MOST: usize = 1024;
+        let mut told = self.shared.told();
+        if told.alerts.len() < MOST {
+            told.alerts.push(alert);
+        } else {
+            self.shared.lost.fetch_add(1, Relaxed);
         }
     }
 
@@ -225,6 +239,7 @@ impl Worker {
                 self.write(&batch);
                 batch.clear();
             }
+            self.tell_alerts();
             if !open {
                 self.beat();
                 return;
@@ -265,6 +280,25 @@ impl Worker {
                 let counter = if again { &self.shared.written } else { &self.shared.lost };
                 counter.fetch_add(count, Relaxed);
             }
+        }
+    }
+
+    fn tell_alerts(&mut self) {
+        let alerts = std::mem::take(&mut self.shared.told().alerts);
+        if alerts.is_empty() {
+            return;
+        }
+        self.ensure_open();
+        let written = match &mut self.writer {
+            Some(writer) => writer.alerts(&alerts),
+            None => {
+                self.shared.lost.fetch_add(alerts.len() as u64, Relaxed);
+                return;
+            }
+        };
+        if let Err(error) = written {
+            self.shared.lost.fetch_add(alerts.len() as u64, Relaxed);
+            self.failed(&error);
         }
     }
 

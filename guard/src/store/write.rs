@@ -192,6 +192,17 @@ impl Writer {
             .map_err(|error| schema::told(&self.path, error))
     }
 
+    /// What the watch told.
+    pub fn alerts(&mut self, alerts: &[super::Alert]) -> Result<(), StoreError> {
+        let path = &self.path;
+        let mut write = || {
+            let db = self.db.transaction()?;
+            alerts.iter().try_for_each(|alert| super::alerts::put(&db, alert))?;
+            db.commit()
+        };
+        write().map_err(|error| schema::told(path, error))
+    }
+
     /// What listens now.
     pub fn listening(&mut self, listeners: &[Listener], now: i64) -> Result<(), StoreError> {
         let path = &self.path;
@@ -247,6 +258,7 @@ impl Writer {
         }
         background::forget(&db, oldest)?;
         listening::forget(&db, oldest)?;
+        super::alerts::forget(&db, oldest)?;
         db.execute("DELETE FROM runs WHERE last < ?1 AND id <> ?2", [oldest, self.run])?;
         db.commit()?;
         if gone > 0 {

@@ -8,6 +8,7 @@
 //!                                   set to that value, and a frame sent
 //! xdp WAY                           an AF_XDP socket, and its first option
 //! xdp-send INTERFACE HEX            a frame by an AF_XDP socket
+//! xdp-sends INTERFACE HEX           a frame by one for each line of its input
 //! priority WAY                      an option that nobody minds
 //! hold tcp ADDRESS:PORT             says something and hears it, a line each time a line comes in, until the end
 //! ```
@@ -38,6 +39,15 @@ fn main() -> io::Result<()> {
         ["xdp-send", interface, frame] => {
             let (index, frame) = (nix::net::if_::if_nametoindex(interface)?, bytes(frame)?);
             say(|| guard_tests::af_xdp::send(index, &frame));
+        }
+        ["xdp-sends", interface, frame] => {
+            let (index, frame) = (nix::net::if_::if_nametoindex(interface)?, bytes(frame)?);
+            let sender = guard_tests::af_xdp::Sender::new(index, &frame)?;
+            say(|| Ok(()));
+            for line in io::stdin().lock().lines() {
+                line?;
+                say(|| sender.send());
+            }
         }
         ["priority", way] => priority(by(way)?)?,
         ["hold", "tcp", to] => hold(address(to))?,

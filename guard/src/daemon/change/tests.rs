@@ -56,6 +56,23 @@ fn what_is_unconfirmed_blocks_the_next_change_and_comes_undone_at_its_deadline()
 }
 
 #[test]
+fn a_deadline_that_nobody_asked_for_undoes_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let state = StateDir::create(&home.path().join("state")).unwrap();
+    let mut engine = FakeEngine::default();
+    let (policy, source) = policy_in(home.path(), "one", Mode::Enforce);
+    change(&mut engine, &state, &empty_picture(), &asked(&policy, &source)).unwrap();
+    let right = engine.state.word;
+    // As root could write it: over already, and then nothing.
+    engine.state.word = StateWord::pending(right.active(), Slot::NONE, 1);
+    assert_eq!(forged_deadline(&engine, &state).unwrap(), Some(right));
+    assert!(!settle(&mut engine, &state).unwrap());
+    assert_eq!((engine.state.word, state.manifest(Kept::Active).unwrap().unwrap().name.as_str()), (right, "one"));
+    let told = journal::read(state.path(), None).unwrap().entries;
+    assert!(told.iter().any(|entry| entry.event == Event::Alert), "{told:?}");
+}
+
+#[test]
 fn a_first_policy_that_is_not_confirmed_leaves_none() {
     let home = tempfile::tempdir().unwrap();
     let state = StateDir::create(&home.path().join("state")).unwrap();

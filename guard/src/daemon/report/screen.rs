@@ -51,6 +51,15 @@ impl Report {
             let next = if groups == 0 { String::new() } else { format!(" (guard report{})", self.suffix) };
             writeln!(text, "  to review   {} {groups_word}{next}", thousands(groups as u64))?;
         }
+        if let Some(alerts) = self.alerts.filter(|alerts| *alerts > 0) {
+            let word = if alerts == 1 { "alert" } else { "alerts" };
+            writeln!(
+                text,
+                "  alerts      {} {word} in the last day (guard report{})",
+                thousands(alerts as u64),
+                self.suffix
+            )?;
+        }
         match &self.daemon {
             Some(daemon) => {
                 if daemon.answers {
@@ -114,8 +123,8 @@ impl Report {
             Some(gap) if self.enforcing && self.lockdown.is_none() => {
                 writeln!(text, "ENFORCING again; {}", spoken(gap))?;
             }
-            Some(gap) if self.enforcing => writeln!(text, "{}\n  again       {}", self.headline(), spoken(gap))?,
-            _ => writeln!(text, "{}", self.headline())?,
+            Some(gap) if self.enforcing => writeln!(text, "{}\n  again       {}", self.state(), spoken(gap))?,
+            _ => writeln!(text, "{}", self.state())?,
         }
         const SHOWN: usize = 3;
         let told = usize::from(self.enforcing);
@@ -128,7 +137,9 @@ impl Report {
         Ok(())
     }
 
-    fn headline(&self) -> String {
+    /// What holds, in a line.
+    #[must_use]
+    pub fn state(&self) -> String {
         if let Some(mark) = &self.lockdown {
             return self.lockdown_headline(mark);
         }

@@ -28,6 +28,7 @@ impl Daemon<'_> {
             }),
             Err(error) => self.notice(format!("interfaces could not be looked at: {error:#}")),
         }
+        self.look_at_interface_set();
         true
     }
 
@@ -40,6 +41,10 @@ impl Daemon<'_> {
     }
 
     pub(super) fn tick(&mut self) {
+        // A deadline that nobody asked for is told, and undoes nothing.
+        if change::forged_deadline(self.engine, self.state).is_ok_and(|forged| forged.is_some()) {
+            self.look_at_all();
+        }
         // The kernel's tables and the state directory change together; who holds the lock settles it, or the next tick.
         if let Some(lock) = self.lock_now() {
             let settled = change::settle(self.engine, self.state);

@@ -1,7 +1,7 @@
 //! The daemon's watch: looks, has repaired what can be, and tells of it in the records, the timeline and to whoever runs
 //! the daemon.
 
-use guard_common::abi::{Slot, State};
+use guard_common::abi::{Slot, State, StateWord};
 
 use super::Daemon;
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
     host::packet_sockets,
     journal::{self, Entry, Event},
     record::clock::{for_people, unix_now},
+    store::Alert,
 };
 
 impl Daemon<'_> {
@@ -23,7 +24,9 @@ impl Daemon<'_> {
         if !self.state.in_force() {
             return;
         }
-        if self.engine.all_still() {
+        self.tell_of_programs();
+        let word = self.engine.state().ok().map(|(state, _)| state.word);
+        if self.engine.all_still() && word == self.word {
             self.watch.still(now_us());
         } else if !self.watch.lasts() {
             // What could not be put back is tried again with the whole looks.
@@ -57,6 +60,7 @@ impl Daemon<'_> {
         }
         found.extend(self.check_state());
         self.put_policy_back(&mut found);
+        self.word = self.engine.state().ok().map(|(state, _)| state.word);
         let counted = self.engine.counted().ok().flatten();
         if second {
             if let Some(counted) = &counted
@@ -70,6 +74,7 @@ impl Daemon<'_> {
                 found.push(round.by(by));
             }
             found.extend(self.newcomers());
+            found.extend(self.watch.kept_back(now_us()));
         }
         // Between the whole looks only the gap's end needs the counts; a step that is shorter than a second is no sample.
         let counted = counted.filter(|_| second || found.iter().any(|difference| difference.kind.opens()));
@@ -95,24 +100,90 @@ impl Daemon<'_> {
         found
     }
 
-    /// Whether the kernel judges by what was published last. The caller holds the lock, under which every change is made
-    /// and written down.
-    fn check_state(&self) -> Option<Difference> {
+    /// What others loaded into the kernel since the last look.
+    fn tell_of_programs(&mut self) {
+        let (loaded, lost) = self.engine.loaded_programs();
+        if lost > 0 {
+            let what = format!("{lost} BPF programs were loaded faster than they could be looked at");
+            self.tell_new(Difference::new(Kind::ProgramLoaded, "lost", what));
+        }
+        for program in loaded {
+            let what = format!("a BPF program was loaded: {}", program.what);
+            let difference = Difference::new(Kind::ProgramLoaded, format!("program {}", program.id), what);
+            self.tell_new(match process(program.pid) {
+                Some(by) => difference.by(by),
+                None => difference,
+            });
+        }
+    }
+
+    /// Called when the kernel says that something changed, and each second.
+    pub(super) fn look_at_interface_set(&mut self) {
+        if let Ok(lines) = self.engine.interfaces() {
+            for difference in self.watch.interfaces_changed(lines) {
+                self.tell_new(difference);
+            }
+        }
+    }
+
+    /// Of a kind that does not last.
+    fn tell_new(&mut self, difference: Difference) {
+        self.tell_of(Told::Begun(difference));
+    }
+
+    /// Whether the kernel judges by what was published last, and until when. The caller holds the lock, under which every
+    /// change is made and written down.
+    fn check_state(&mut self) -> Option<Difference> {
         let (state, boot_ns) = self.engine.state().ok()?;
         let manifest = self.state.manifest(Kept::Active).ok().flatten()?;
-        if state.word.deadline_ms().is_some_and(|deadline| boot_ns / 1_000_000 >= deadline) {
-            // A rollback that is not written down yet.
-            return None;
-        }
         let found = generation_of(&state, state.word.active());
-        if found == manifest.generation {
-            return None;
-        }
-        let what = match found {
-            0 => format!("no policy judges, instead of generation {}", manifest.generation),
-            found => format!("generation {found} judges, instead of generation {}", manifest.generation),
+        let what = if found != manifest.generation {
+            if manifest.unconfirmed || state.word.deadline_ms().is_some_and(|deadline| boot_ns / 1_000_000 >= deadline)
+            {
+                // A rollback that is not written down yet.
+                return None;
+            }
+            match found {
+                0 => format!("no policy judges, instead of generation {}", manifest.generation),
+                found => format!("generation {found} judges, instead of generation {}", manifest.generation),
+            }
+        } else if !state.word.is_pending() {
+            self.pending = None;
+            if self.engine.policies().ok()?.get(usize::from(state.word.active().0)).is_some_and(Option::is_some) {
+                return None;
+            }
+            format!("generation {found} judges by other flags, or other tables, than were published")
+        } else if !manifest.unconfirmed {
+            "a deadline is pending for a policy that was confirmed".to_owned()
+        } else {
+            // As it was seen first.
+            match self.pending {
+                Some((generation, word)) if generation == found && word != state.word => {
+                    "the deadline of the change that waits for its confirmation was changed".to_owned()
+                }
+                _ => {
+                    self.pending = Some((found, state.word));
+                    return None;
+                }
+            }
         };
         Some(Difference::new(Kind::StateChanged, "STATE", what))
+    }
+
+    /// The word as it should be, where one write of it mends all.
+    fn right_word(&self) -> Option<StateWord> {
+        let ((state, _), policies) = (self.engine.state().ok()?, self.engine.policies().ok()?);
+        let manifest = self.state.manifest(Kept::Active).ok().flatten()?;
+        if manifest.unconfirmed {
+            return self.pending.filter(|(generation, _)| *generation == manifest.generation).map(|(_, word)| word);
+        }
+        let sha256 = |slot: &u8| policies.get(usize::from(*slot)).copied().flatten().map(|sha256| change::hex(&sha256));
+        (0..Slot::TABLES as u8)
+            .find(|slot| {
+                generation_of(&state, Slot(*slot)) == manifest.generation
+                    && sha256(slot).as_ref() == Some(&manifest.sha256)
+            })
+            .map(|slot| StateWord::settled(Slot(slot)))
     }
 
     /// The policy that is kept, published again, where the kernel's state or tables are not guard's any more.
@@ -123,8 +194,27 @@ impl Daemon<'_> {
         if !found.iter().any(damaged) {
             return;
         }
+        // What is in its slot as it was published only has to judge again.
+        let tables = found.iter().any(|difference| damaged(difference) && difference.kind == Kind::MapsChanged);
+        if let Some(word) = self.right_word().filter(|_| !tables) {
+            if self.engine.force(word).is_ok() {
+                found
+                    .iter_mut()
+                    .filter(|difference| damaged(difference))
+                    .for_each(|difference| difference.repaired = true);
+            }
+            return;
+        }
         let result = kept::load(self.state, Kept::Active).and_then(|kept| {
             let Some((manifest, policy)) = kept else { anyhow::bail!("no policy is kept") };
+            // Nobody but guard sets a deadline, and that it has none to keep is known by now.
+            let (state, _) = self.engine.state()?;
+            if manifest.unconfirmed {
+                anyhow::bail!("it waits for its confirmation: guard rollback, or guard confirm and look again");
+            }
+            if state.word.is_pending() {
+                self.engine.force(StateWord::settled(state.word.active()))?;
+            }
             let generation = self.engine.next_generation()?;
             let compiled = crate::policy::compile::compile(&policy, change::clocks(), generation)?;
             self.engine.publish(&compiled, None)?;
@@ -144,7 +234,22 @@ impl Daemon<'_> {
     }
 
     fn tell_of(&mut self, told: Told) {
+        let kind = match &told {
+            Told::Begun(difference) | Told::Over(difference, _) => difference.kind,
+        };
+        if kind != Kind::Many {
+            let (may, many) = self.watch.may_tell(kind, now_us());
+            if let Some(many) = many {
+                self.tell_new(many);
+            }
+            if !may {
+                return;
+            }
+        }
         let time = for_people(unix_now());
+        if let Some(store) = &self.store {
+            store.alert(kept_alert(&told));
+        }
         match told {
             Told::Begun(difference) => {
                 self.recorder.alert(unix_now(), &difference, None);
@@ -153,7 +258,9 @@ impl Daemon<'_> {
                 let details = serde_json::to_value(&difference).unwrap_or_default();
                 journal::record(self.state.path(), &Entry::new(Event::Alert, &text).details(details));
                 let put_back = if difference.repaired { "; put back" } else { "" };
-                self.notice(format!("{text}{put_back} (seen {time})"));
+                let text = format!("{text}{put_back} (seen {time})");
+                // What does not bear on enforcement is said once, and counted by `status`.
+                if difference.kind.lasts() { self.notice(text) } else { (self.say)(&text) }
             }
             Told::Over(difference, gap) => {
                 self.recorder.alert(unix_now(), &difference, Some(&gap));
@@ -175,6 +282,41 @@ fn over(difference: &Difference, gap: &Gap) -> Entry {
             "gap": difference.kind.opens().then_some(gap),
         }),
     )
+}
+
+/// As the store has it.
+fn kept_alert(told: &Told) -> Alert {
+    let (difference, gap) = match told {
+        Told::Begun(difference) => (difference, None),
+        Told::Over(difference, gap) => (difference, Some(gap)),
+    };
+    Alert {
+        at: gap.map_or_else(now_us, |gap| gap.from),
+        over: gap.map(|gap| gap.to),
+        kind: difference.kind.as_str().to_owned(),
+        target: difference.target.clone(),
+        hook: difference.hook.clone(),
+        severity: difference.kind.severity(),
+        what: difference.what.clone(),
+        by: difference.by.clone(),
+        repaired: difference.repaired,
+        packets: gap.and_then(|gap| gap.packets),
+    }
+}
+
+/// `bpftool 4410 (/usr/sbin/bpftool)`; one that is gone has only its number.
+fn process(pid: u32) -> Option<String> {
+    if pid == 0 {
+        return None;
+    }
+    let place = std::path::PathBuf::from(format!("/proc/{pid}"));
+    let comm = std::fs::read_to_string(place.join("comm")).ok();
+    let exe = std::fs::read_link(place.join("exe")).ok();
+    Some(match (comm, exe) {
+        (Some(comm), Some(exe)) => format!("{} {pid} ({})", comm.trim_end(), exe.display()),
+        (Some(comm), None) => format!("{} {pid}", comm.trim_end()),
+        _ => format!("process {pid}, which is gone"),
+    })
 }
 
 fn generation_of(state: &State, slot: Slot) -> u32 {

@@ -103,16 +103,15 @@ impl Instance {
         let settings: Option<Settings> = settings::read(self.map(META)?, 0, &self.pins.map(META))?;
         let Some(settings) = settings.filter(|settings| *settings != self.settings) else { return Ok(()) };
         self.selector = Selector::new(&settings.selection)?;
-        for (name, tag) in &settings.programs {
-            if self.settings.programs.get(name) == Some(tag) && self.programs.contains_key(name) {
-                continue;
-            }
+        // Also those of the same instructions: they may have been loaded anew.
+        for name in settings.programs.keys() {
             let path = self.pins.program(name);
             if let Some(program) = sys::pinned(&path).map_err(KernelError::path("cannot open", &path))? {
                 self.programs.insert(name.clone(), program);
             }
         }
         self.settings = settings;
+        self.seen.flags.clear();
         self.links = self.pins.links()?.into_iter().collect();
         Ok(())
     }

@@ -32,7 +32,13 @@ impl Instance {
     pub fn look_at_interfaces(&mut self) -> Result<(), KernelError> {
         self.learn_classes()?;
         let devices = interfaces::devices()?;
-        let told = self.told()?;
+        let raw = self.told()?;
+        // What was guarded stays so, whatever somebody wrote into the map meanwhile.
+        let mut told = raw.clone();
+        for (index, flags) in self.seen.flags.iter().filter(|(_, flags)| *flags & Interface::GUARDED != 0) {
+            told.entry(*index).or_insert(Interface { flags: 0, class: [u32::MAX; 3] }).flags |=
+                flags & Interface::GUARDED;
+        }
         let mut failed = None;
         let mut appeared = Vec::new();
         let mut flags_told = BTreeMap::new();
@@ -61,7 +67,7 @@ impl Instance {
                 class: std::array::from_fn(|slot| self.class(slot, &device.name)),
             };
             flags_told.insert(index, now.flags);
-            if before != Some(&now) {
+            if raw.get(&index) != Some(&now) {
                 sys::update(self.map("INTERFACES")?, &index, &now, sys::ANY)
                     .map_err(KernelError::call(format!("cannot tell the programs of {}", device.name)))?;
             }

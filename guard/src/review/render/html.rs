@@ -100,6 +100,9 @@ fn write_head(report: &Report, title: &str, page: &mut String) -> std::fmt::Resu
     for notice in &report.notices {
         writeln!(page, "<li class=\"notice\">notice: {}</li>", escape(notice))?;
     }
+    for (host, alert) in &report.alerts {
+        writeln!(page, "<li class=\"notice\">alert: {}: {}</li>", escape(host), escape(&words::alert(alert)))?;
+    }
     writeln!(page, "</ul>\n<nav><ul>")?;
     for kind in Kind::ALL {
         let number = report.of_kind(kind).count();

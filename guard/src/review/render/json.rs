@@ -58,6 +58,11 @@ pub fn render(report: &Report) -> Value {
             "service": service.to_string(), "program": program, "new_networks": count,
         })).collect::<Vec<_>>(),
         "background": background,
+        "alerts": report.alerts.iter().map(|(host, alert)| json!({
+            "host": host, "at": time(alert.at), "over": alert.over.map(time), "kind": alert.kind, "target": alert.target,
+            "hook": alert.hook, "severity": alert.severity, "what": alert.what, "by": alert.by,
+            "repaired": alert.repaired, "packets": alert.packets, "sentence": words::alert(alert),
+        })).collect::<Vec<_>>(),
         "notices": report.notices,
         "read": report.read,
     })

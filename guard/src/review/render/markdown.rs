@@ -38,6 +38,12 @@ pub fn render(report: &Report) -> String {
     for notice in &report.notices {
         text.push_str(&format!("- notice: {}\n", code(notice)));
     }
+    if !report.alerts.is_empty() {
+        text.push_str(&format!("\n## Alerts ({})\n\n", report.alerts.len()));
+    }
+    for (host, alert) in &report.alerts {
+        text.push_str(&format!("- {}: {}\n", code(host), code(&words::alert(alert))));
+    }
     for kind in Kind::ALL {
         let findings: Vec<&Finding> = report.of_kind(kind).collect();
         if findings.is_empty() {

@@ -110,6 +110,18 @@ fn head(report: &Report, style: Style, lines: &mut Vec<String>) {
     for notice in &report.notices {
         wrap("notice  ", "        ", &escape_line(notice), lines);
     }
+    const ALERTS: usize = 8;
+    if !report.alerts.is_empty() {
+        let count = words::count(report.alerts.len() as u64, "alert", "alerts");
+        lines.push(format!("{}  what was done to guard, or past it: guard timeline", style.error(&count)));
+    }
+    for (host, alert) in report.alerts.iter().take(ALERTS) {
+        let name = if report.hosts.len() > 1 { format!("{}: ", escape_line(host)) } else { String::new() };
+        wrap("  ", INDENT, &format!("{name}{}", escape_line(&words::alert(alert))), lines);
+    }
+    if report.alerts.len() > ALERTS {
+        lines.push(format!("{INDENT}and {} more: --json", thousands((report.alerts.len() - ALERTS) as u64)));
+    }
 }
 
 fn section(report: &Report, kind: Kind, all: bool, style: Style, lines: &mut Vec<String>) {
