@@ -31,10 +31,29 @@ pub fn detach(place: &Inside, pin: &str) -> Result<()> {
     Ok(())
 }
 
+/// Another program (`pass`) into a link that is there: in its place, with the link's pin and id as they were.
+pub fn replace_in(place: &Inside, pin: &str) -> Result<()> {
+    let mut command = place.command("bpftool");
+    let ended = run(command.args(["-j", "link", "show", "pinned", pin]), LIMIT)?;
+    ensure!(ended.good(), "bpftool link show pinned {pin}: {}", ended.text());
+    let shown: serde_json::Value = serde_json::from_str(&ended.stdout)?;
+    let shown = shown.get(0).unwrap_or(&shown);
+    let id = shown["id"].as_u64().and_then(|id| u32::try_from(id).ok());
+    let link = bpf(BPF_LINK_GET_FD_BY_ID, &[id.unwrap_or(0), 0, 0, 0])?;
+    let program = load_pass()?;
+    let update = [link.as_raw_fd() as u32, program.as_raw_fd() as u32, 0, 0];
+    // SAFETY: the kernel reads as many bytes as said.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_UPDATE, &raw const update, size_of_val(&update)) };
+    ensure!(result == 0, "link update: {}", io::Error::last_os_error());
+    Ok(())
+}
+
 const LIMIT: Duration = Duration::from_secs(20);
 
 const BPF_PROG_LOAD: i64 = 5;
 const BPF_LINK_CREATE: i64 = 28;
+const BPF_LINK_UPDATE: i64 = 29;
+const BPF_LINK_GET_FD_BY_ID: i64 = 30;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;

@@ -35,6 +35,9 @@ fn the_timeline_says_who_did_what_with_which_policy() {
     let changed = policy("enforce").replace("name: verdicts", "name: changed");
     let reloaded = guard.reload(&changed, &["--confirm-within", "30s", "--as", "lee", "--json"]).unwrap();
     assert!(reloaded.good(), "{}", reloaded.text());
+    // While nobody has confirmed it, no exception is made over it.
+    let refused = guard.ask("allow", &["in tcp 198.51.100.9 -> 22"]).unwrap();
+    assert!(refused.code() == Some(3) && refused.text().contains("unconfirmed"), "{}", refused.text());
     guard.tell("confirm", &["--as", "lee"]).unwrap();
     guard.tell("note", &["called", "the network team"]).unwrap();
     // Undone by the kernel, at its deadline: that is in the timeline without anybody's doing.

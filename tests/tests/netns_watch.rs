@@ -21,7 +21,7 @@ use guard_tests::{
     guard::Guard,
     new_world,
     process::{Process, run},
-    raw_bpf::{any_at_tcx, detach, pass_in_front, pinned_links},
+    raw_bpf::{any_at_tcx, detach, pass_in_front, pinned_links, replace_in},
     world::{World, mounts::BPFFS},
 };
 use serde_json::Value;
@@ -95,6 +95,15 @@ fn a_detached_hook_is_put_back_and_told_as_a_gap() {
     let [kept] = &kept[..] else { panic!("one row from its beginning to its end: {report:#}") };
     assert_eq!((&kept["repaired"], &kept["packets"]), (&true.into(), &gap["packets"]), "{kept:#}");
     assert!(kept["over"].is_string(), "{kept:#}");
+    // Another program in the link that stays: whose link it is says nothing.
+    replace_in(&world.operator, ingress).unwrap();
+    let replaced = |record: &Value| {
+        is_alert(record, "hook_detached") && record["guard"]["by"].as_str().is_some_and(|by| by.contains("somebody"))
+    };
+    let alert = guard.wait_records(replaced).unwrap().remove(0);
+    assert_eq!(alert["guard"]["repaired"], true, "{alert:#}");
+    assert!(!flow.passes(&world, false), "ours again");
+
     let text = guard.ask("report", &[]).unwrap().stdout;
     assert!(text.contains("the tcx ingress program was detached") && text.contains("put back after"), "{text}");
 }
@@ -166,6 +175,25 @@ fn changed_maps_are_put_back() {
     let status = guard.status_until(PASSES, |status| status["enforcing"] == true).unwrap();
     assert_eq!((&status["policy_sha256"], &status["problems"]), (&before["policy_sha256"], &serde_json::json!([])));
     assert_eq!(status["generation"], before["generation"], "as it was: {status:#}");
+    assert!(!flow.passes(&world, false), "enforced again");
+
+    // Another map in the place of the tables.
+    let slot = (word(&world, &map)[0] & 3).to_string();
+    let other = format!("{BPFFS}/other");
+    let mut arguments = vec!["map", "create", &other, "type", "array", "key", "4", "value", "64", "entries", "16"];
+    // BPF_F_RDONLY_PROG, BPF_F_MMAPABLE, BPF_F_INNER_MAP: as guard makes them.
+    arguments.extend(["name", "other", "flags", "5248"]);
+    bpftool(&world, &arguments);
+    let tables = format!("{maps}/TABLES");
+    bpftool(&world, &["map", "update", "pinned", &tables, "key", &slot, "0", "0", "0", "value", "pinned", &other]);
+    let another = |record: &Value| {
+        is_alert(record, "maps_changed")
+            && record["guard"]["target"].as_str().is_some_and(|at| at.starts_with("TABLES"))
+    };
+    let alert = guard.wait_records(another).unwrap().remove(0);
+    assert_eq!(alert["guard"]["repaired"], true, "{alert:#}");
+    let status = guard.status_until(PASSES, |status| status["enforcing"] == true).unwrap();
+    assert!(status["generation"].as_u64() > before["generation"].as_u64(), "published anew: {status:#}");
     assert!(!flow.passes(&world, false), "enforced again");
 
     // A deadline that nobody asked for, over already, after which nothing would judge.

@@ -75,6 +75,11 @@ pub trait Engine {
         (Vec::new(), 0)
     }
 
+    /// Whether the kernel itself tells of them, with the process: else only those that are still there are found.
+    fn hears_of_programs(&self) -> bool {
+        true
+    }
+
     /// The same for what the programs are told.
     fn check_maps(&mut self) -> anyhow::Result<Vec<Difference>> {
         Ok(Vec::new())

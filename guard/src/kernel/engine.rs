@@ -126,6 +126,10 @@ impl Engine for Instance {
         Self::loaded_programs(self)
     }
 
+    fn hears_of_programs(&self) -> bool {
+        Self::hears_of_programs(self)
+    }
+
     fn interfaces(&self) -> anyhow::Result<Vec<InterfaceLine>> {
         let told = self.told()?;
         let lines = self.decided()?.into_iter().map(|(device, why)| InterfaceLine {

@@ -186,6 +186,12 @@ impl Instance {
         (told.collect(), lost)
     }
 
+    /// Not asked for yet counts as heard.
+    #[must_use]
+    pub const fn hears_of_programs(&self) -> bool {
+        !matches!(self.seen.events, Some(None))
+    }
+
     fn new_ids(&mut self) -> Vec<(u32, u32)> {
         let mut last = match self.seen.last_program {
             Some(last) => last,

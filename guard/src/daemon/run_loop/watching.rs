@@ -103,6 +103,13 @@ impl Daemon<'_> {
     /// What others loaded into the kernel since the last look.
     fn tell_of_programs(&mut self) {
         let (loaded, lost) = self.engine.loaded_programs();
+        if !self.engine.hears_of_programs() {
+            self.notice(
+                "the kernel does not tell who loads BPF programs (no perf events): those that are there are found, nobody is \
+                 named"
+                    .to_owned(),
+            );
+        }
         if lost > 0 {
             let what = format!("{lost} BPF programs were loaded faster than they could be looked at");
             self.tell_new(Difference::new(Kind::ProgramLoaded, "lost", what));
