@@ -9,6 +9,7 @@ pub mod corpus;
 pub mod day;
 pub mod differential;
 pub mod echo;
+pub mod faults;
 pub mod flows;
 pub mod frame;
 pub mod generate;

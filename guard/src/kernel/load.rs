@@ -6,7 +6,7 @@ use std::{
     sync::Mutex,
 };
 
-use aya::{EbpfLoader, programs::Program};
+use aya::{EbpfLoader, VerifierLogLevel, programs::Program};
 use guard_common::{
     abi::{RuleCounter, Slot},
     decide::Node,
@@ -24,6 +24,9 @@ use crate::object::OBJECT;
 
 /// Of the inner maps of `TABLES`: any size, read-only for programs; mappable, so that they lie on pages of their own.
 pub const TABLE_FLAGS: u32 = F_INNER_MAP | F_RDONLY_PROG | F_MMAPABLE;
+
+/// In the environment: a program that is refused is refused with the verifier's log, which may take minutes.
+const VERIFIER_LOG: &str = "GUARD_VERIFIER_LOG";
 
 /// Programs by name, loaded and held.
 pub type Programs = HashMap<String, OwnedFd>;
@@ -70,6 +73,11 @@ pub fn load(pins: &Pins, settings: &Settings, wanted: &dyn Fn(&str) -> bool) -> 
     let mut loader = EbpfLoader::new();
     // The seal's array of cgroups is of a kind that aya makes and does not know.
     loader.allow_unsupported_maps();
+    // aya asks once more where a load fails, with the log; every step of the wire's in it takes the kernel minutes, and the
+    // failure may be one of a moment (ENOMEM). A host must not stay open for that.
+    if std::env::var_os(VERIFIER_LOG).is_none() {
+        loader.verifier_log_level(VerifierLogLevel::STATS);
+    }
     loader
         .override_global("NETNS_COOKIE", &settings.netns_cookie, true)
         .override_global("HZ", &settings.hz, true)
@@ -82,6 +90,15 @@ pub fn load(pins: &Pins, settings: &Settings, wanted: &dyn Fn(&str) -> bool) -> 
         } else if name.starts_with("FLOWS_") || name == "OWNERS" || name == "SOCKETS" {
             loader.map_max_entries(name, settings.flows);
         }
+    }
+    // Without it the verifier walks the functions of the wire's programs at each call: for minutes, and in vain. Every kernel
+    // that guard runs on knows it; that it does not may be the failure of a moment.
+    if !aya::features().btf().is_some_and(|btf| btf.btf_func_global()) {
+        return Err(KernelError::Load {
+            what: "cannot load guard's programs".to_owned(),
+            message: "the kernel did not take their type information (BTF); if it has any (guard doctor), try again"
+                .to_owned(),
+        });
     }
     let failed =
         |what: &str, error: &dyn std::error::Error| KernelError::Load { what: what.to_owned(), message: chain(error) };
@@ -117,7 +134,7 @@ pub fn load(pins: &Pins, settings: &Settings, wanted: &dyn Fn(&str) -> bool) -> 
 
 /// `None`: of a kind that guard does not load so.
 fn load_one(name: &str, program: &mut Program) -> Result<Option<OwnedFd>, KernelError> {
-    let what = || format!("the kernel refused guard's program {name}");
+    let what = || format!("the kernel refused guard's program {name} ({VERIFIER_LOG}=1 shows the verifier's reason)");
     let loaded = match program {
         Program::SchedClassifier(program) => program.load(),
         Program::Xdp(program) => program.load(),
