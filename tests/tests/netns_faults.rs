@@ -179,3 +179,29 @@ fn a_reload_never_opens_what_is_closed() {
     eprintln!("reload: of {} calls: {changed} changed all the same, {stayed} left what was in force", calls.len());
     assert!(stayed > 0);
 }
+
+/// Renamed, taken down and up, moved away and brought back under another name: what was guarded stays so.
+#[test]
+fn a_lockdown_holds_on_an_interface_that_is_renamed_or_moved() {
+    let Some(host) = Host::new("netns_faults moved", "version: 1\nmode: audit\ninbound: []\noutbound: []\n") else {
+        return;
+    };
+    assert!(host.is_open());
+    let ended = guard_tests::process::run(&mut host.lockdown(), LIMIT).unwrap();
+    assert!(ended.good() && !host.is_open(), "{}", ended.text());
+    let server = &host.world.server;
+    server.ip("link set eth0 down\nlink set eth0 name up0\nlink set up0 up\n").unwrap();
+    assert!(!host.is_open(), "renamed");
+    let other = host.world.namespace("elsewhere").unwrap();
+    server.ip(&format!("link set up0 netns {}\n", other.name())).unwrap();
+    other.ip("link set up0 name up1\n").unwrap();
+    other.ip(&format!("link set up1 netns {}\n", server.name())).unwrap();
+    server.ip(&format!("address add {}/24 dev up1\nlink set up1 up\n", server.v4)).unwrap();
+    assert!(!host.is_open(), "moved and brought back");
+    let status = host.guard.status_until(LIMIT, |status| status["enforcing"] == true).unwrap();
+    let interfaces = status["interfaces"].to_string();
+    assert!(interfaces.contains("up1"), "{status:#}");
+    // It is the lockdown that keeps it closed: released, it is open.
+    host.release();
+    assert!(host.is_open());
+}
