@@ -306,9 +306,7 @@ fn flows_of_containers_are_their_containers() {
         std::thread::sleep(Duration::from_millis(100));
     }
     let _open = connect(&world.intruder, (world.server.v4, 8080).into(), PASSES).unwrap();
-    // Looked at before the kernel had it translated, it is known by the next look.
-    let known = |record: &Value| of(8080, "inbound")(record) && record["guard"]["who"]["found_by"] == "forwarded";
-    let records = guard.wait_records(known).unwrap();
+    let records = guard.wait_records(of(8080, "inbound")).unwrap();
     let who = &records[0]["guard"]["who"];
     assert_eq!(who["found_by"], "forwarded", "{:#}", records[0]);
     assert_eq!((&who["container"]["id"], &who["pid"]), (&json!(ID.replace('8', "9")), &json!(served.pid())), "{who:#}");
