@@ -27,6 +27,7 @@ Description: allow-lists for what enters and leaves this host, enforced in the k
 const FILES: &[(&str, &str, u32)] = &[
     ("packaging/guard.service", "lib/systemd/system/guard.service", 0o644),
     ("packaging/policy.yaml", "etc/guard/policy.yaml", 0o644),
+    ("docs/json.md", "usr/share/doc/guard/json.md", 0o644),
     ("docs/lockdown.md", "usr/share/doc/guard/lockdown.md", 0o644),
     ("docs/policy.md", "usr/share/doc/guard/policy.md", 0o644),
     ("docs/records.md", "usr/share/doc/guard/records.md", 0o644),
