@@ -243,7 +243,9 @@ fn services(random: &mut Random, ports: &[u32], many: bool) -> Vec<ServiceRange>
 fn expiry(random: &mut Random, clocks: Clocks, times: Times) -> i128 {
     const HOUR: i128 = 3_600_000_000_000;
     let near = [-1, 0, 1, 2, HOUR, -HOUR, 24 * HOUR];
-    let far = [-HOUR, HOUR, 24 * HOUR, -24 * HOUR];
+    // A machine may have started a minute ago, and the kernel knows no time before that.
+    let past = i128::from(clocks.boot_ns) / 2;
+    let far = [-HOUR.min(past), HOUR, 24 * HOUR, -(24 * HOUR).min(past)];
     clocks.unix_ns
         + match times {
             Times::Exact if random.percent(5) => *random.of(&[i128::MAX / 2, i128::MIN / 2, i128::from(u64::MAX)]),

@@ -92,3 +92,24 @@ fn a_flood_evicts_no_established_flow() {
         assert!(begun <= 1 && ended == 0, "{flow}: {begun} {ended}");
     }
 }
+
+/// Tables that hold few: what flows had counted when they were pushed out is missing in their records, and said.
+#[test]
+fn what_eviction_took_is_said() {
+    let Some(world) = new_world("netns_floods what_eviction_took") else { return };
+    let guard = Guard::start_with(&world, POLICY, &["--flows", "1024"]).unwrap();
+    assert_eq!(guard.status().unwrap()["flows"]["room"], 1024);
+    let to: IpAddr = world.server.v4.into();
+    // Each three times in a row: its first is in the event, the others only in the table.
+    let frames = (0..FRAMES / 10 * 3).map(|number| {
+        let from = IpAddr::from([203, 0, 113, 10 + (number / 3 % 200) as u8]);
+        let source = (from, 1024 + (number / 600) as u16);
+        ethernet_ip(world.server.mac, world.client.mac, &ip(from, to, UDP, &udp(source, (to, 7005), b"")))
+    });
+    send_frames(&world.client, "eth0", RATE, frames).unwrap();
+    let lost = |status: &serde_json::Value| status["daemon"]["detail_lost_packets"][0].as_u64().unwrap_or(0);
+    let status = guard.status_until(PASSES * 2, |status| lost(status) > 0).unwrap();
+    assert!(status["flows"]["held"].as_u64().is_some_and(|held| held <= 8 * 1024), "{status:#}");
+    let said = guard.tell("status", &[]).unwrap();
+    assert!(said.text().contains("in the totals and in no flow's record:"), "{}", said.text());
+}

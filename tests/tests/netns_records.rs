@@ -305,10 +305,20 @@ fn flows_of_containers_are_their_containers() {
         assert!(Instant::now() < deadline, "{}", served.output());
         std::thread::sleep(Duration::from_millis(100));
     }
-    let _open = connect(&world.intruder, (world.server.v4, 8080).into(), PASSES).unwrap();
-    let records = guard.wait_records(of(8080, "inbound")).unwrap();
+    // Looking takes at most a twentieth of the time: on a busy machine not every flow is looked at.
+    let mut open = Vec::new();
+    let named = |record: &Value| of(8080, "inbound")(record) && record["guard"]["who"]["found_by"] == "forwarded";
+    let records = loop {
+        open.push(connect(&world.intruder, (world.server.v4, 8080).into(), PASSES).unwrap());
+        let seen = guard.wait_records(of(8080, "inbound")).unwrap();
+        let named: Vec<_> = seen.iter().filter(|record| named(record)).cloned().collect();
+        if !named.is_empty() {
+            break named;
+        }
+        assert!(open.len() < 20, "none of 20 is named: {:#}", seen[0]);
+        std::thread::sleep(Duration::from_millis(250));
+    };
     let who = &records[0]["guard"]["who"];
-    assert_eq!(who["found_by"], "forwarded", "{:#}", records[0]);
     assert_eq!((&who["container"]["id"], &who["pid"]), (&json!(ID.replace('8', "9")), &json!(served.pid())), "{who:#}");
     check(&guard.records().unwrap(), &validator);
     // The host's own are still the host's.

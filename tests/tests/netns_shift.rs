@@ -181,7 +181,7 @@ fn a_denied_remote_is_cut_at_once_and_never_the_session_that_asks() {
     let mut session = Session::begin(&world, &Flow::new("in tcp client 8001 second", false)).unwrap();
     // This test holds the server's end and is an ancestor of the command: taken for its terminal's connection.
     let refused = guard.ask("deny", &["192.0.2.20"]).unwrap();
-    assert!(refused.code() == Some(3) && refused.text().contains("--cut-me"), "{}", refused.text());
+    assert!(refused.code() == Some(1) && refused.text().contains("--cut-me"), "{}", refused.text());
     let denied = json(&guard.tell("deny", &["192.0.2.20", "--note", "scans us", "--cut-me", "--json"]).unwrap());
     assert_eq!(denied["changed"]["would_cut"].as_array().map(Vec::len), Some(1), "{denied:#}");
     assert!(session.speaks(false, NOTHING).is_err(), "its next packet is dropped");
@@ -213,7 +213,7 @@ fn a_denied_remote_is_cut_at_once_and_never_the_session_that_asks() {
     };
     let refused = over_ssh("198.51.100.0/24");
     assert!(
-        refused.code() == Some(3) && refused.text().contains("this would cut the connection"),
+        refused.code() == Some(1) && refused.text().contains("this would cut the connection"),
         "{}",
         refused.text()
     );

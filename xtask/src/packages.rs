@@ -116,6 +116,8 @@ pub const NETWORK: &[Need] = &[
     program!("openssh-client", "ssh"),
     program!("nginx-light", "nginx"),
     program!("dnsmasq-base", "dnsmasq"),
+    program!("bind9-dnsutils", "dig"),
+    program!("tshark", "tshark"),
     file!("postgresql", "/usr/lib/postgresql"),
     program!("netcat-openbsd", "nc"),
     program!("socat", "socat"),

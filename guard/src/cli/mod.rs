@@ -1,7 +1,7 @@
 //! The command line: one file a command, each with its arguments and its handler.
 //!
 //! A handler prints its answer and returns an [`Exit`]; an error that it returns is printed here and means
-//! [`Exit::CouldNot`].
+//! [`Exit::CouldNot`], but for a change that was refused for the sake of the session that asks: that is a "no".
 
 pub mod ack;
 pub mod allow;
@@ -49,7 +49,7 @@ use std::{
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::{
-    daemon::state_dir::DEFAULT_ROOT,
+    daemon::{change::Refused, state_dir::DEFAULT_ROOT},
     host::person::Person,
     journal::{Entry, Event},
     kernel::{KernelError, check_instance_name},
@@ -215,13 +215,19 @@ fn run_with(arguments: impl IntoIterator<Item = OsString>) -> Exit {
             return exit;
         }
     };
+    let json = cli.global.json;
     match dispatch(cli) {
         Ok(exit) => exit,
         Err(error) if is_broken_pipe(&error) => Exit::Good,
         Err(error) => {
             let text = output::escape(&output::chain(&error));
             let _ = writeln!(io::stderr(), "{} {text}", output::Style::stderr().error("error:"));
-            Exit::CouldNot
+            let Some(refused) = error.downcast_ref::<Refused>() else { return Exit::CouldNot };
+            if json {
+                // Standard error has said it already.
+                let _ = output::json_line(&refused.changed);
+            }
+            Exit::No
         }
     }
 }

@@ -49,6 +49,11 @@ pub struct PlaceArgs {
     /// Guard the sockets of this control group and those below it [default: the root of cgroup2]
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
+    /// Room for so many flows of each family in each of the kernel's tables (established, denied; half of it each for the
+    /// unanswered of a direction); 65,536 take about 70 MiB of the kernel's memory. Takes effect where nothing is attached yet
+    /// [default: 65536]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=16_777_216))]
+    pub flows: Option<u32>,
 }
 
 /// Put a policy in force on this host, then record until told to stop
@@ -234,6 +239,7 @@ fn options(args: &RunArgs) -> StartOptions {
         exclude: args.place.not_interface.clone(),
         shield: args.shield,
         cgroup: args.place.cgroup.clone(),
+        flows: args.place.flows,
         ports: false,
     }
 }
@@ -257,18 +263,17 @@ fn dry_run(args: &RunArgs, change: &Change<'_>, global: &Global) -> anyhow::Resu
     let change = &change;
     let policy = change.composed();
     let examined = change::examine(&policy, generation, &picture, &|index| guarded.contains(&index), tables)?;
-    let cuts_session = examined.impact.cuts_session() && !change.cut_me;
-    let refusal = change::permit(change, &examined).err();
     let changed = Changed::dry(&policy, generation, examined.impact);
+    let refusal = change::permit(change, &changed).err();
     if global.json {
         output::json_line(&changed)?;
     } else {
         output::print(&changed.render("", true))?;
-        if let Some(refusal) = refusal {
+        if let Some(refusal) = &refusal {
             output::print(&refusal.to_string())?;
         }
     }
-    Ok(if cuts_session { Exit::No } else { Exit::Good })
+    Ok(if refusal.is_some() { Exit::No } else { Exit::Good })
 }
 
 /// Attaches, or adopts what is attached, and puts the policy in force. A first start that fails is taken down again. The
@@ -285,9 +290,9 @@ fn put_in_force(
         // A refusal should find nothing attached yet.
         let guarded: std::collections::HashSet<u32> =
             attached::preview(options)?.iter().filter(|line| line.guarded).map(|line| line.index).collect();
-        let examined =
-            change::examine(&change.composed(), 1, &Picture::read()?, &|index| guarded.contains(&index), Vec::new())?;
-        change::permit(change, &examined)?;
+        let policy = change.composed();
+        let examined = change::examine(&policy, 1, &Picture::read()?, &|index| guarded.contains(&index), Vec::new())?;
+        change::permit(change, &Changed::dry(&policy, 1, examined.impact))?;
     }
     let mut kernel = attached::start(instance, options)?;
     let put = publish(&mut kernel, change, state, fresh);

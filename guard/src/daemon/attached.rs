@@ -23,6 +23,8 @@ pub struct StartOptions {
     pub exclude: Vec<String>,
     pub shield: bool,
     pub cgroup: Option<PathBuf>,
+    /// Entries of each flow table.
+    pub flows: Option<u32>,
     /// Ports of containers and VMs that appear from now on, too (lockdown).
     pub ports: bool,
 }
@@ -83,13 +85,22 @@ pub fn existing(instance: &str, state_dir: &Path) -> anyhow::Result<(StateDir, K
 
 /// Attaches, or adopts what is attached.
 pub fn start(instance: &str, options: &StartOptions) -> Result<Kernel, KernelError> {
-    let options = Options {
+    let default = Options::default();
+    let asked = Options {
         selection: options.selection(),
         shield: options.shield,
         cgroup: options.cgroup.clone(),
-        ..Options::default()
+        flows: options.flows.unwrap_or(default.flows),
+        ..default
     };
-    Kernel::start(&place(instance), &options).map(|(kernel, _)| kernel)
+    let (kernel, _) = Kernel::start(&place(instance), &asked)?;
+    let room = kernel.settings().flows;
+    if options.flows.is_some_and(|flows| flows != room) {
+        eprintln!(
+            "notice: the flow tables that are there keep their room for {room} flows: guard release changes that"
+        );
+    }
+    Ok(kernel)
 }
 
 /// What would be guarded, were it started now. Attaches nothing.

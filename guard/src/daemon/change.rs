@@ -19,7 +19,7 @@ use super::{
     impact::{Candidate, Impact, assess},
     kept::last_exception,
     state_dir::{Kept, Manifest, StateDir, StateError},
-    way_back::{Within, spare_session},
+    way_back::{CutsSession, Within, spare_session},
 };
 use crate::{
     host::{held::HeldFlow, picture::Picture, session::Session},
@@ -169,13 +169,24 @@ pub fn examine(
     Ok(Examined { compiled, clocks, held, session, impact })
 }
 
-/// Refuses what the change itself forbids: cutting the session that asks.
-pub fn permit(change: &Change<'_>, examined: &Examined) -> anyhow::Result<()> {
-    if !change.cut_me {
-        let flag = if change.lockdown.is_some() { "--no-keep-session" } else { "--cut-me" };
-        spare_session(&examined.impact, flag)?;
+/// The answer to a change was "no": it would cut the session that asks. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}")]
+pub struct Refused {
+    /// What it would have been.
+    pub changed: Box<Changed>,
+    why: CutsSession,
+}
+
+/// Refuses what the change itself forbids: cutting the session that asks. `changed`: what it would be.
+pub fn permit(change: &Change<'_>, changed: &Changed) -> anyhow::Result<()> {
+    if change.cut_me {
+        return Ok(());
     }
-    Ok(())
+    if change.lockdown.is_some() {
+        return Ok(spare_session(&changed.impact, "--no-keep-session")?);
+    }
+    spare_session(&changed.impact, "--cut-me").map_err(|why| Refused { changed: Box::new(changed.clone()), why }.into())
 }
 
 /// The whole change. The caller holds the state directory's lock. On any error before the flip nothing has changed.
@@ -218,7 +229,7 @@ pub fn change(
     if change.dry_run {
         return Ok(changed);
     }
-    permit(change, &examined)?;
+    permit(change, &changed)?;
 
     let files = change
         .policy

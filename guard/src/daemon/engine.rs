@@ -151,6 +151,8 @@ pub struct ReadBack {
     pub rejects: Rejects,
     /// Of the generation that judges now, by rule number.
     pub rule_flows: Vec<u64>,
+    /// Flows of each family that each table has room for.
+    pub flows_room: u32,
     /// What this kernel lacks, in words.
     pub missing: Vec<String>,
     /// Boot-time nanoseconds of the reading.

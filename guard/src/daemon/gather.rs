@@ -126,7 +126,7 @@ pub fn report(sources: Sources<'_>) -> Report {
             .unwrap_or_default(),
         policy_base_sha256: kept.and_then(|manifest| manifest.base_sha256.clone()),
         rules: kept.and(sources.policy).map(|policy| rules(&policy.rules, &read.rule_flows)).unwrap_or_default(),
-        flows: FlowCounts { held, allowed, denied: held - allowed },
+        flows: FlowCounts { held, allowed, denied: held - allowed, room: read.flows_room },
         rejected: report::Rejected {
             resets: read.rejects.resets,
             prohibited: read.rejects.prohibited,

@@ -140,6 +140,8 @@ pub struct FlowCounts {
     pub held: u64,
     pub allowed: u64,
     pub denied: u64,
+    /// Of each family in each table; beyond it the one that is longest silent goes.
+    pub room: u32,
 }
 
 #[derive(Clone, Debug, Default, Serialize)]

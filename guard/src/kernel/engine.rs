@@ -94,6 +94,7 @@ impl Engine for Instance {
             lost: self.lost()?,
             rejects: self.rejects()?,
             rule_flows: self.rule_flows(state.word.effective_slot(boot_ns))?,
+            flows_room: self.settings().flows,
             missing,
             boot_ns,
         })

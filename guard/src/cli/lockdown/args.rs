@@ -116,6 +116,7 @@ impl LockdownArgs {
             // Else a packet socket would still hear what is denied: so do magic-packet implants take their orders.
             shield: true,
             cgroup: self.place.cgroup.clone(),
+            flows: self.place.flows,
             ports: true,
         }
     }

@@ -72,6 +72,7 @@ impl Report {
                         thousands(daemon.who.unknown + daemon.who.named),
                     )?;
                 }
+                self.write_detail_lost(text, daemon)?;
                 self.write_labels_lost(text, daemon)?;
                 for notice in &daemon.notices {
                     writeln!(text, "  notice      {notice}")?;
@@ -95,6 +96,22 @@ impl Report {
             writeln!(text, "  notice      other firewalls here, which have to allow too: {}", tables.join(", "))?;
         }
         Ok(())
+    }
+
+    /// What flows had counted that were pushed out of the tables before it was recorded: a line only where there is any.
+    fn write_detail_lost(&self, text: &mut String, daemon: &DaemonStatus) -> std::fmt::Result {
+        let packets: u64 = daemon.detail_lost_packets.iter().sum();
+        if packets == 0 {
+            return Ok(());
+        }
+        let [inbound, outbound] = daemon.detail_lost_bytes.map(thousands);
+        writeln!(
+            text,
+            "  notice      in the totals and in no flow's record: {} packets ({inbound} B in, {outbound} B out); their flows \
+             were pushed out of tables with room for {} each (guard run --flows)",
+            thousands(packets),
+            thousands(self.flows.room.into()),
+        )
     }
 
     /// What names of programs and remotes, and first bytes, are missing: a line only where there are.
@@ -392,6 +409,15 @@ mod tests {
         assert!(text.contains("denied 1,234"), "{text}");
         assert!(text.contains("no daemon"), "{text}");
         assert!(enforcing().does_what_it_says());
+    }
+
+    #[test]
+    fn what_eviction_took_has_a_line() {
+        let daemon = |packets| DaemonStatus { detail_lost_packets: packets, ..DaemonStatus::default() };
+        let text = Report { daemon: Some(daemon([0, 0])), ..enforcing() }.render(false);
+        assert!(!text.contains("no flow's record"), "{text}");
+        let text = Report { daemon: Some(daemon([1200, 34])), ..enforcing() }.render(false);
+        assert!(text.contains("in the totals and in no flow's record: 1,234 packets"), "{text}");
     }
 
     #[test]
