@@ -12,6 +12,7 @@ mod lab;
 mod packages;
 mod shell;
 mod test;
+mod vagrant;
 mod vm;
 
 use clap::{Parser, Subcommand};
@@ -34,6 +35,8 @@ enum Task {
     Test(test::Args),
     /// The committed object on Debian's 5.10, 6.1 and 6.12 kernels, in virtual machines
     Vm(vm::Args),
+    /// The box, and the scenarios in real machines
+    Vagrant(vagrant::Args),
 }
 
 /// As for `guard`: 0 good, 1 the answer is "no", 3 could not do it (clap itself: 2).
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Task::Ebpf(args) => ebpf::run(&args).map(|()| true),
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),
+        Task::Vagrant(args) => vagrant::run(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -22,13 +22,13 @@ pub fn ready(needs: &[Need], install: bool) -> Result<Option<String>> {
     if missing.contains(&"") {
         return Ok(Some("needs root".into()));
     }
-    let command = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
+    let command = format!("apt-get install -y --no-install-recommends --allow-downgrades {}", missing.join(" "));
     if !install || shell::find("apt-get").is_none() {
         return Ok(Some(format!("missing; as root run: {command}")));
     }
     println!("missing: {}; installing", missing.join(", "));
     update()?;
-    let ended = apt(&["install", "-y", "--no-install-recommends"], &missing)?;
+    let ended = apt(&["install", "-y", "--no-install-recommends", "--allow-downgrades"], &missing)?;
     let still: Vec<&str> = needs.iter().filter(|need| !(need.there)()).map(|need| need.package).collect();
     ensure!(still.is_empty(), "{} still missing after the installation ({})", still.join(", "), ended);
     Ok(None)
@@ -206,3 +206,40 @@ pub const VIRTUAL: &[Need] = &[
     program!("dpkg", "dpkg-deb"),
     file!("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
 ];
+
+/// To build a box, and to run machines under Vagrant and libvirt.
+pub const VAGRANT: &[Need] = &[
+    ROOT_NEED,
+    program!("qemu-system-x86", "qemu-system-x86_64"),
+    // A newer one, of the backports, does not go with Debian 12's qemu-system-x86.
+    Need {
+        package: "qemu-utils/bookworm",
+        there: || ["qemu-img", "qemu-system-x86_64"].iter().all(|name| shell::find(name).is_some()),
+    },
+    program!("mmdebstrap", "mmdebstrap"),
+    program!("vagrant", "vagrant"),
+    Need { package: "vagrant-libvirt", there: vagrant_libvirt },
+    program!("libvirt-daemon-system", "libvirtd"),
+    program!("libvirt-clients", "virsh"),
+    file!("libvirt-daemon-driver-qemu", "/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so"),
+    program!("dnsmasq-base", "dnsmasq"),
+    program!("iptables", "iptables"),
+    program!("iproute2", "ip"),
+    program!("rsync", "rsync"),
+    program!("openssh-client", "ssh"),
+    program!("netcat-openbsd", "nc"),
+    program!("tcpdump", "tcpdump"),
+    program!("curl", "curl"),
+    program!("iputils-ping", "ping"),
+    program!("python3-minimal", "python3"),
+    program!("e2fsprogs", "mkfs.ext4"),
+    program!("zstd", "zstd"),
+    program!("binutils", "strip"),
+    program!("util-linux", "unshare"),
+    file!("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
+];
+
+fn vagrant_libvirt() -> bool {
+    let gems = std::fs::read_dir("/usr/share/rubygems-integration/all/specifications");
+    gems.into_iter().flatten().flatten().any(|gem| gem.file_name().to_string_lossy().starts_with("vagrant-libvirt-"))
+}

@@ -69,6 +69,14 @@ pub fn try_package(binary: &Path) -> Result<()> {
     Ok(std::fs::remove_dir_all(&tree)?)
 }
 
+/// The package of a binary that is built already, packed quickly.
+pub fn quick_package(binary: &Path, deb: &Path) -> Result<()> {
+    let dist = shell::target().join("dist");
+    std::fs::create_dir_all(&dist)?;
+    let tree = tempfile::Builder::new().prefix("quick-").tempdir_in(&dist)?;
+    package::build(binary, &Build::here(&dist)?, &tree.path().join("tree"), deb, Packed::Quickly)
+}
+
 pub fn run(args: &Args) -> Result<bool> {
     if let Some(reason) = packages::ready(packages::DIST, !args.no_install && shell::is_root())? {
         bail!("{reason}");

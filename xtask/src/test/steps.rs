@@ -3,7 +3,7 @@
 use super::report::allowed_skips;
 use super::{Outcome, Run, leftovers, licences};
 use crate::packages::{self, Need};
-use crate::{dist, shell, vm};
+use crate::{dist, shell, vagrant, vm};
 use anyhow::{Context as _, Result, bail};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -71,6 +71,11 @@ pub fn all() -> Vec<Step> {
             needs: packages::VIRTUAL,
             ..step("vm", "the object on Debian's 5.10, 6.1 and 6.12 kernels, in virtual machines", machines)
         },
+        Step {
+            slow: true,
+            needs: packages::VAGRANT,
+            ..step("vagrant", "lockdown and reboot, in a machine with a real init", scenarios)
+        },
         step("leftovers", "nothing is left behind", |run| leftovers::check(&run.scene)),
     ]
 }
@@ -127,6 +132,33 @@ fn machines(run: &Run) -> Result<Outcome> {
         Outcome::Passed { tests: passed }
     } else {
         Outcome::Failed { passed, failed, why: why.join("; ") }
+    })
+}
+
+/// Those that CI has the time for. One whose machine cannot be had here is skipped by name, never passed.
+fn scenarios(run: &Run) -> Result<Outcome> {
+    let (mut passed, mut failed, mut why) = (0, 0, Vec::new());
+    let mut skips = std::fs::OpenOptions::new().create(true).append(true).open(&run.skips)?;
+    for answer in vagrant::test(&["lockdown", "reboot"].map(str::to_owned))? {
+        match answer.ended {
+            vagrant::Ended::Passed => passed += 1,
+            vagrant::Ended::Failed => {
+                failed += 1;
+                why.push(answer.scenario);
+            }
+            vagrant::Ended::NotRun(reason) => {
+                println!("\n!! NOT RUN: {}: {reason}\n", answer.scenario);
+                let line = reason.lines().next().unwrap_or_default();
+                writeln!(skips, "vagrant-{}\t{line}", answer.scenario)?;
+                // Its place among the passed ones, which the report takes away again.
+                passed += 1;
+            }
+        }
+    }
+    Ok(if failed == 0 {
+        Outcome::Passed { tests: passed }
+    } else {
+        Outcome::Failed { passed, failed, why: why.join(", ") }
     })
 }
 

@@ -164,7 +164,7 @@ impl Apt {
 }
 
 /// URI and keys of the machine's own Debian archive, or of its security archive.
-fn archive(security: bool) -> Result<(String, String)> {
+pub fn archive(security: bool) -> Result<(String, String)> {
     let label = if security { "Debian-Security" } else { "Debian" };
     let format = "$(LABEL)\t$(REPO_URI)";
     let text =

@@ -4,7 +4,7 @@
 //! under test and the libraries that they name: no disk, no network, results over the serial line.
 
 mod initramfs;
-mod kernels;
+pub mod kernels;
 mod libraries;
 mod qemu;
 mod table;
