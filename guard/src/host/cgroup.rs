@@ -1,11 +1,5 @@
 //! What a process's control group says: its systemd unit, its container.
 
-use std::{collections::HashMap, fs, io::Read, path::Path};
-
-use serde::Deserialize;
-
-use crate::record::who::Container;
-
 /// Of `/proc/PID/cgroup`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
@@ -50,90 +44,6 @@ fn container(part: &str) -> Option<&str> {
         .or_else(|| part.strip_suffix(".scope")?.strip_prefix("machine-"))
         .or_else(|| part.strip_suffix(".service")?.strip_prefix("systemd-nspawn@"))?;
     (!name.is_empty()).then_some(name)
-}
-
-/// Names and images of containers, as far as their engines' files tell.
-#[derive(Debug, Default)]
-pub struct Containers {
-    known: HashMap<String, Container>,
-}
-
-/// Files longer than this are not read.
-const LONGEST: u64 = 8 << 20;
-/// Containers that are remembered.
-const MOST: usize = 4096;
-
-#[derive(Deserialize)]
-struct DockerFile {
-    #[serde(rename = "Name")]
-    name: Option<String>,
-    #[serde(rename = "Config")]
-    config: Option<DockerConfig>,
-}
-
-#[derive(Deserialize)]
-struct DockerConfig {
-    #[serde(rename = "Image")]
-    image: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct PodmanEntry {
-    id: String,
-    #[serde(default)]
-    names: Vec<String>,
-    /// JSON in a string.
-    #[serde(default)]
-    metadata: String,
-}
-
-#[derive(Deserialize)]
-struct PodmanMetadata {
-    #[serde(rename = "image-name")]
-    image: Option<String>,
-}
-
-impl Containers {
-    pub fn describe(&mut self, id: String) -> Container {
-        if let Some(known) = self.known.get(&id) {
-            return known.clone();
-        }
-        let described = describe_in(Path::new("/"), &id);
-        if self.known.len() >= MOST {
-            self.known.clear();
-        }
-        self.known.insert(id, described.clone());
-        described
-    }
-}
-
-/// Docker and Podman keep files that anybody with root's rights may read; others have to be asked, which is not done.
-fn describe_in(root: &Path, id: &str) -> Container {
-    let mut container = Container { id: id.to_owned(), ..Container::default() };
-    // An id goes into a path: nothing but an id may.
-    if id.len() != 64 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return container;
-    }
-    let docker: Option<DockerFile> = read(&root.join(format!("var/lib/docker/containers/{id}/config.v2.json")));
-    if let Some(file) = docker {
-        container.name = file.name.map(|name| name.trim_start_matches('/').to_owned());
-        container.image = file.config.and_then(|config| config.image);
-        return container;
-    }
-    let podman: Option<Vec<PodmanEntry>> =
-        read(&root.join("var/lib/containers/storage/overlay-containers/containers.json"));
-    if let Some(entry) = podman.into_iter().flatten().find(|entry| entry.id == id) {
-        container.name = entry.names.into_iter().next();
-        let metadata: Option<PodmanMetadata> = serde_json::from_str(&entry.metadata).ok();
-        container.image = metadata.and_then(|metadata| metadata.image);
-    }
-    container
-}
-
-fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Option<T> {
-    let mut text = Vec::new();
-    fs::File::open(path).ok()?.take(LONGEST).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
 }
 
 #[cfg(test)]
@@ -183,24 +93,5 @@ mod tests {
         // Podman's monitor runs on the host.
         assert_eq!(of("0::/machine.slice/libpod-conmon-ID.scope").1, None);
         assert_eq!(of("0::/system.slice/docker.service"), (Some("docker.service".to_owned()), None));
-    }
-
-    #[test]
-    fn names_and_images_from_the_engines_files() {
-        let root = tempfile::tempdir().unwrap();
-        assert_eq!(describe_in(root.path(), ID), Container { id: ID.to_owned(), ..Container::default() });
-        let podman = root.path().join("var/lib/containers/storage/overlay-containers");
-        fs::create_dir_all(&podman).unwrap();
-        let list =
-            serde_json::json!([{ "id": ID, "names": ["db"], "metadata": "{\"image-name\":\"docker.io/pg:16\"}" }]);
-        fs::write(podman.join("containers.json"), list.to_string()).unwrap();
-        let found = describe_in(root.path(), ID);
-        assert_eq!((found.name.as_deref(), found.image.as_deref()), (Some("db"), Some("docker.io/pg:16")));
-        let docker = root.path().join("var/lib/docker/containers").join(ID);
-        fs::create_dir_all(&docker).unwrap();
-        fs::write(docker.join("config.v2.json"), r#"{"Name":"/web","Config":{"Image":"nginx:1"}}"#).unwrap();
-        let found = describe_in(root.path(), ID);
-        assert_eq!((found.name.as_deref(), found.image.as_deref()), (Some("web"), Some("nginx:1")));
-        assert_eq!(describe_in(root.path(), "../../x").name, None);
     }
 }

@@ -5,6 +5,8 @@
 
 use std::{fs, io, net::SocketAddr};
 
+use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
+
 use super::{
     netlink::{self, NetlinkError},
     route,
@@ -13,6 +15,9 @@ use super::{
 const NETLINK_NETFILTER: isize = 12;
 /// Subsystem 1 (ctnetlink), message 1 (get).
 const CONNTRACK_GET: u16 = 1 << 8 | 1;
+/// Subsystem 1, message 0: a flow, sent to `NFNLGRP_CONNTRACK_NEW` when it is tracked.
+const CONNTRACK_NEW: u16 = 1 << 8;
+const GROUP_NEW: u32 = 1;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
@@ -75,6 +80,42 @@ pub fn tracked() -> Result<(Vec<Tracked>, Source), NetlinkError> {
         Ok(text) => Ok((text.lines().filter_map(parse_line).collect(), Source::Proc)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((Vec::new(), Source::Absent)),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Flows as they begin to be tracked. One whose first packet is answered by a reset (`on_deny` does that) is forgotten by the
+/// kernel at once, before anybody could ask for it.
+#[derive(Debug)]
+pub struct Begun {
+    socket: Socket,
+}
+
+impl Begun {
+    /// From now on. The kernel writes events down for flows that begin after somebody listens.
+    pub fn listen() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind(&NetlinkAddress::new(0, GROUP_NEW))?;
+        socket.set_non_blocking(true)?;
+        Ok(Self { socket })
+    }
+
+    /// Takes what waits, at most so many datagrams; what found no room is lost.
+    pub fn drain(&self, most: usize, mut each: impl FnMut(&Tracked)) {
+        let mut buffer = Vec::with_capacity(16 * 1024);
+        for _ in 0..most {
+            buffer.clear();
+            match self.socket.recv(&mut buffer, 0) {
+                Ok(0) => return,
+                Ok(_) => {
+                    let new = netlink::messages(&buffer).filter(|(kind, _)| *kind == CONNTRACK_NEW);
+                    new.filter_map(|(_, payload)| parse(payload.get(4..)?)).for_each(|tracked| each(&tracked));
+                }
+                // Some were lost; those that came after wait.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
     }
 }
 
@@ -255,6 +296,22 @@ mod tests {
         assert_eq!(flow.original.destination, "203.0.113.9:443".parse().unwrap());
         assert_eq!(flow.reply.source, "203.0.113.9:443".parse().unwrap());
         assert!(flow.answered);
+    }
+
+    #[test]
+    fn messages_of_a_datagram_are_told_apart() {
+        let message = |kind: u16, payload: &[u8]| {
+            let mut bytes = (16 + payload.len() as u32).to_ne_bytes().to_vec();
+            bytes.extend(kind.to_ne_bytes());
+            bytes.resize(16, 0);
+            bytes.extend(payload);
+            bytes.resize(bytes.len().div_ceil(4) * 4, 0);
+            bytes
+        };
+        let both = [message(CONNTRACK_NEW, &[1, 2, 3, 4, 5]), message(7, &[])].concat();
+        let found: Vec<_> = netlink::messages(&both).collect();
+        assert_eq!(found, [(CONNTRACK_NEW, &[1, 2, 3, 4, 5][..]), (7, &[][..])]);
+        assert_eq!(netlink::messages(&both[..20]).count(), 0, "cut short");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use super::cgroup;
+use super::{cgroup, containers::Containers};
 use crate::record::who::{ARGUMENT_BYTES, Container, ExeKind, PARENTS, Parent, Unusual, Who};
 
 /// `OVERLAYFS_SUPER_MAGIC` (linux/magic.h).
@@ -27,7 +27,7 @@ const DELETED: &[u8] = b" (deleted)";
 pub struct Identities {
     proc: PathBuf,
     users: Users,
-    containers: cgroup::Containers,
+    containers: Containers,
     own_netns: u64,
     own_mount_ns: u64,
 }
@@ -38,7 +38,7 @@ impl Default for Identities {
         // This thread's: guard may run in another namespace than its main thread began in.
         let own_netns = inode(&proc.join("thread-self/ns/net")).unwrap_or(0);
         let own_mount_ns = inode(&proc.join("self/ns/mnt")).unwrap_or(0);
-        Self { proc, users: Users::default(), containers: cgroup::Containers::default(), own_netns, own_mount_ns }
+        Self { proc, users: Users::default(), containers: Containers::default(), own_netns, own_mount_ns }
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod cgroup;
 pub mod conntrack;
+pub mod containers;
 pub mod datagrams;
 pub mod firewalls;
 pub mod held;

@@ -138,6 +138,18 @@ fn request(
     }
 }
 
+/// The messages of one datagram, as a multicast group sends them: type and payload. Stops at the first malformed one.
+pub(super) fn messages(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let header = Header::read(rest)?;
+        let length = header.length as usize;
+        let payload = rest.get(HEADER..length)?;
+        rest = rest.get(length.div_ceil(4) * 4..).unwrap_or_default();
+        Some((header.message_type, payload))
+    })
+}
+
 struct Header {
     length: u32,
     message_type: u16,

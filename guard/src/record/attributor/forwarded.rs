@@ -11,8 +11,8 @@ use std::{
 };
 
 use crate::{
-    host::conntrack::{self, Tracked, Tuple},
-    record::clock::boot_now,
+    host::conntrack::{self, Begun, Tracked, Tuple},
+    record::{clock::boot_now, recent::Recent},
 };
 
 /// A look may take at most this part of the time.
@@ -27,6 +27,10 @@ const LONGEST: u64 = 4 << 20;
 /// Their addresses that are remembered, and the time for one look: what comes after is of an unknown container.
 const ADDRESSES: usize = 65_536;
 const LOOK: Duration = Duration::from_millis(200);
+
+/// Translated flows that are remembered from their beginning, and how many are taken in at once.
+const BEGUN: usize = 16_384;
+const AT_ONCE: usize = 4_096;
 
 /// One network namespace that is not this host's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,18 +81,26 @@ pub struct Forwarded {
     by_address: HashMap<IpAddr, Option<Behind>>,
     /// By protocol, this host's end and the remote, as the wire sees them: the end behind this host.
     translated: HashMap<(u8, SocketAddr, SocketAddr), SocketAddr>,
+    /// The same, told by the kernel as they began: also of those that it has forgotten since.
+    begun: Recent<(u8, SocketAddr, SocketAddr), SocketAddr>,
+    /// Where this host passes anything on.
+    told: Option<Begun>,
 }
 
 impl Default for Forwarded {
     fn default() -> Self {
-        Self {
+        let mut forwarded = Self {
             proc: "/proc".into(),
             namespaces: Looked::default(),
             translations: Looked::default(),
             own: HashSet::new(),
             by_address: HashMap::new(),
             translated: HashMap::new(),
-        }
+            begun: Recent::new(BEGUN),
+            told: None,
+        };
+        forwarded.listen();
+        forwarded
     }
 }
 
@@ -102,6 +114,11 @@ impl Forwarded {
         remote: SocketAddr,
         time: u64,
     ) -> Option<(Behind, SocketAddr)> {
+        if let Some(told) = &self.told {
+            told.drain(AT_ONCE, |tracked| {
+                translations(tracked).into_iter().for_each(|(ends, end)| self.begun.insert(ends, end));
+            });
+        }
         let mut found = self.find(protocol, local, remote);
         if found.is_none() && self.namespaces.may_look(time) {
             self.look_into_namespaces();
@@ -115,9 +132,10 @@ impl Forwarded {
         found
     }
 
-    fn find(&self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> Option<(Behind, SocketAddr)> {
-        let end = match self.translated.get(&(protocol, local, remote)) {
-            Some(end) => *end,
+    fn find(&mut self, protocol: u8, local: SocketAddr, remote: SocketAddr) -> Option<(Behind, SocketAddr)> {
+        let ends = (protocol, local, remote);
+        let end = match self.begun.get(&ends).copied().or_else(|| self.translated.get(&ends).copied()) {
+            Some(end) => end,
             // Without a translation an address of this host is this host.
             None if self.own.contains(&local.ip()) => return None,
             None => local,
@@ -137,10 +155,22 @@ impl Forwarded {
     fn look_into_namespaces(&mut self) {
         let look = Look::begin();
         self.by_address.clear();
-        if self.forwards() {
+        if self.listen() {
             self.read_namespaces();
         }
         self.namespaces = look.ended(LONG_PAUSE);
+    }
+
+    /// Has the kernel tell of flows while this host passes anything on; whether it does.
+    fn listen(&mut self) -> bool {
+        let forwards = self.forwards();
+        if !forwards {
+            self.told = None;
+        } else if self.told.is_none() {
+            // A kernel that tracks nothing tells nothing.
+            self.told = Begun::listen().ok();
+        }
+        forwards
     }
 
     /// Whether this namespace passes on anything at all: most hosts do not, and are spared the rest.

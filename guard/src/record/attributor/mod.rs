@@ -78,6 +78,7 @@ impl Attributor {
         // Gone already, or its number is another's by now.
         if let Some(mut who) = self.programs.at(owner.pid, owner.time, &self.identities) {
             who.found_by = FoundBy::Socket;
+            who.container = who.container.map(|container| self.identities.describe_container(container.id));
             return who.into();
         }
         let end = owner.comm.iter().position(|&byte| byte == 0).unwrap_or(owner.comm.len());
@@ -191,6 +192,10 @@ impl Attributor {
             && known.started == stat.started
             && known.comm == stat.comm
             && known.found_by == how
+            // Its engine may not have written it down yet when it was first seen.
+            && known.container.as_ref().is_none_or(|container| {
+                container.name.is_some() || self.identities.describe_container(container.id.clone()).name.is_none()
+            })
         {
             return Some(known.clone());
         }
@@ -200,6 +205,7 @@ impl Attributor {
             && let Some(told) = self.programs.at(pid, at, &self.identities)
         {
             who = told;
+            who.container = who.container.map(|container| self.identities.describe_container(container.id));
         }
         who.found_by = how;
         self.look_at_streams(&mut who);
