@@ -111,6 +111,7 @@ pub const NETWORK: &[Need] = &[
     program!("iproute2", "ip"),
     program!("iproute2", "tc"),
     program!("nftables", "nft"),
+    program!("iptables", "iptables-nft-restore"),
     program!("tcpdump", "tcpdump"),
     program!("openssh-server", "sshd"),
     program!("openssh-client", "ssh"),

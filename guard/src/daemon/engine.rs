@@ -80,6 +80,11 @@ pub trait Engine {
         true
     }
 
+    /// Tells the programs whether rules of other firewalls change where this host's own packets go; `None`: as it was.
+    fn follow_translation(&mut self) -> anyhow::Result<Option<bool>> {
+        Ok(None)
+    }
+
     /// The same for what the programs are told.
     fn check_maps(&mut self) -> anyhow::Result<Vec<Difference>> {
         Ok(Vec::new())

@@ -47,6 +47,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// Between two looks at all that is watched, and at what costs microseconds.
 const WATCH: Duration = Duration::from_secs(1);
 const GLANCE: Duration = Duration::from_millis(50);
+/// Between two looks at other firewalls' rules: a dump or two of netlink.
+const TRANSLATION: Duration = Duration::from_secs(5);
 /// Changes of the network are gathered for this long: they come in bursts.
 const SETTLE: Duration = Duration::from_millis(20);
 /// Between two looks at those, so that their rings do not fill while no flow begins.
@@ -179,6 +181,8 @@ impl<'a> Daemon<'a> {
         beside.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watch = interval(WATCH);
         watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut translation = interval(TRANSLATION);
+        translation.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut glance = interval(GLANCE);
         glance.set_missed_tick_behavior(MissedTickBehavior::Delay);
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -220,6 +224,7 @@ impl<'a> Daemon<'a> {
                     self.recorder.look_again(boot_now());
                 }
                 _ = watch.tick() => self.look_at_all(),
+                _ = translation.tick() => self.follow_translation(),
                 _ = glance.tick() => self.glance(),
                 _ = flush.tick() => self.recorder.flush(),
                 () = sleep_until(next_sweep), if self.untold.is_none() => {

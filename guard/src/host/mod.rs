@@ -17,6 +17,7 @@ pub mod route;
 pub mod session;
 pub mod sock_diag;
 pub mod ssh;
+pub mod translation;
 pub mod watch;
 
 pub use netlink::NetlinkError;

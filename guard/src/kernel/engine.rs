@@ -14,7 +14,7 @@ use crate::{
         engine::{Engine, ReadBack},
         report::{Hook, InterfaceLine},
     },
-    host::packet_sockets,
+    host::{packet_sockets, translation},
     policy::compile::Compiled,
     record::{flow::Key, sweep::Now},
     text::harmless,
@@ -63,13 +63,7 @@ impl Engine for Instance {
         let lacks = self.settings.offers.list().into_iter().filter(|feature| !feature.found);
         let mut missing: Vec<String> =
             lacks.map(|feature| format!("no {}: {}", feature.name, feature.lost_without)).collect();
-        if self.settings.offers.local_dnat {
-            missing.push(
-                "rules of nftables or iptables change where this host's own packets go: the socket layer leaves every \
-                 verdict to the wire"
-                    .to_owned(),
-            );
-        }
+        missing.extend(translated(self.settings.offers.local_dnat, translation::of_own_packets()));
         let unsealed = &self.settings.unsealed & &packet_sockets::inodes();
         if !unsealed.is_empty() {
             missing.push(format!(
@@ -160,6 +154,10 @@ impl Engine for Instance {
         Ok(Self::repair(self)?)
     }
 
+    fn follow_translation(&mut self) -> anyhow::Result<Option<bool>> {
+        Ok(Self::follow_translation(self)?)
+    }
+
     fn check_maps(&mut self) -> anyhow::Result<Vec<Difference>> {
         Ok(Self::check_maps(self)?)
     }
@@ -219,5 +217,25 @@ impl Engine for Instance {
 
     fn owner(&self, cookie: u64) -> Option<Owner> {
         Self::owner(self, cookie).ok().flatten()
+    }
+}
+
+/// What the programs were told of the host's translation, beside what there is.
+fn translated(told: bool, now: Option<String>) -> Option<String> {
+    match (told, now.map(|rules| harmless(&rules))) {
+        (true, Some(rules)) => Some(format!(
+            "rules change where this host's own packets go ({rules}): the socket layer leaves every verdict to the wire, and \
+             a program whose packet is denied waits, instead of being told at once"
+        )),
+        (false, Some(rules)) => Some(format!(
+            "rules change where this host's own packets go ({rules}), and guard's programs do not know yet: the socket layer \
+             may refuse what the wire would let pass. The daemon tells them within seconds; where none runs, guard run does"
+        )),
+        (true, None) => Some(
+            "rules that changed where this host's own packets go are gone, and guard's programs do not know yet: the socket \
+             layer leaves every verdict to the wire. The daemon tells them within seconds; where none runs, guard run does"
+                .to_owned(),
+        ),
+        (false, None) => None,
     }
 }

@@ -4,6 +4,7 @@ use guard_common::abi;
 use serde::{Deserialize, Serialize};
 
 use super::sys::{self, Instruction};
+use crate::host::translation;
 
 /// One thing that guard would use, and what is lost where the kernel has it not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -96,7 +97,7 @@ pub struct Offers {
     pub current_sockopt: bool,
     pub coarse_clock: bool,
     pub ring_buffer: bool,
-    /// Not a feature: destinations of this host's own connections are rewritten (nftables or iptables, nat, output).
+    /// Not a feature: destinations outside, of this host's own connections, are rewritten (see [`translation`]).
     pub local_dnat: bool,
 }
 
@@ -142,7 +143,7 @@ impl Offers {
             coarse_clock: helper(SCHED_CLS, 0, KTIME_GET_COARSE_NS)
                 && helper(CGROUP_SOCK_ADDR, INET4_CONNECT, KTIME_GET_COARSE_NS),
             ring_buffer: ring_buffer(),
-            local_dnat: rewrites_local_destinations(),
+            local_dnat: translation::of_own_packets().is_some(),
         }
     }
 
@@ -216,32 +217,4 @@ pub fn tick_hz() -> std::io::Result<u32> {
     }
     // Of 300 the tick is 3,333,333 ns: to the nearest.
     Ok(((1_000_000_000 + nanoseconds / 2) / nanoseconds) as u32)
-}
-
-/// Whether rules of nftables or iptables may change where this host's own packets go (nat, at the output hook): then
-/// the socket layer sees another destination than the wire. Docker's rules do.
-fn rewrites_local_destinations() -> bool {
-    use crate::host::netlink::{attributes, dump};
-    const NETFILTER: isize = 12;
-    const GET_CHAIN: u16 = 10 << 8 | 4;
-    const HOOK: u16 = 4;
-    const USE: u16 = 6;
-    const TYPE: u16 = 7;
-    const HOOK_NUMBER: u16 = 1;
-    const OUTPUT: [u8; 4] = 3_u32.to_be_bytes();
-    let mut found = false;
-    // A kernel without nftables refuses; then there are no such chains.
-    let _ = dump(NETFILTER, GET_CHAIN, &[0; 4], |_, payload| {
-        let rest = payload.get(4..).unwrap_or_default();
-        let value = |kind| attributes(rest).find(|(found, _)| *found == kind).map(|(_, value)| value);
-        let at_output = value(HOOK)
-            .is_some_and(|hook| attributes(hook).any(|(kind, value)| kind == HOOK_NUMBER && value == OUTPUT));
-        let has_rules = value(USE).is_some_and(|count| count != [0; 4]);
-        found |= at_output && has_rules && value(TYPE).is_some_and(|kind| kind == b"nat\0");
-    });
-    found
-        || ["ip_tables_names", "ip6_tables_names"].iter().any(|file| {
-            std::fs::read_to_string(format!("/proc/thread-self/net/{file}"))
-                .is_ok_and(|tables| tables.lines().any(|table| table == "nat"))
-        })
 }

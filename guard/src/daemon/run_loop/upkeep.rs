@@ -70,6 +70,23 @@ impl Daemon<'_> {
         }
     }
 
+    /// Every few seconds: the kernel tells nobody of the older iptables' rules, and does not say which of the newer matter.
+    pub(super) fn follow_translation(&mut self) {
+        let Some(_lock) = self.lock_now() else { return };
+        if !self.state.in_force() {
+            return;
+        }
+        let rules = "rules of nftables or iptables that change where this host's own packets go";
+        match self.engine.follow_translation() {
+            Ok(None) => {}
+            Ok(Some(true)) => {
+                (self.say)(&format!("{rules} have come: the socket layer leaves every verdict to the wire"))
+            }
+            Ok(Some(false)) => (self.say)(&format!("{rules} are gone: the socket layer tells programs at once again")),
+            Err(error) => self.notice(format!("{rules} came or went, and the programs could not be told: {error:#}")),
+        }
+    }
+
     /// The same policy again, with its expiries turned into boot time by the clock as it is now.
     pub(super) fn republish(&mut self) {
         let result = self.state.lock().map_err(anyhow::Error::from).and_then(|_lock| {

@@ -3,13 +3,16 @@
 use std::os::fd::AsFd;
 
 use super::{Instance, cgroup_hooks, is_link_of, open_maps, pin_programs};
-use crate::kernel::{
-    KernelError,
-    attach::{self, At, HOOKS},
-    interfaces::Selector,
-    load, sealing,
-    settings::{self, META, Options, Settings},
-    sys,
+use crate::{
+    host::translation,
+    kernel::{
+        KernelError,
+        attach::{self, At, HOOKS},
+        interfaces::Selector,
+        load, sealing,
+        settings::{self, META, Options, Settings},
+        sys,
+    },
 };
 
 impl Instance {
@@ -20,8 +23,10 @@ impl Instance {
         self.settings.selection = options.selection.clone();
         self.settings.shield = options.shield;
         (self.settings.cgroup, self.settings.cgroup_id) = options.cgroup()?;
+        self.settings.offers.local_dnat = translation::of_own_packets().is_some();
         let other_object = old.object_sha256 != crate::object::OBJECT_SHA256;
-        if other_object || old.shield != options.shield {
+        let translated = old.offers.local_dnat != self.settings.offers.local_dnat;
+        if other_object || translated || old.shield != options.shield {
             self.replace_programs()?;
         }
         self.move_to_cgroup()?;
@@ -31,6 +36,23 @@ impl Instance {
         }
         self.look_at_interfaces()?;
         self.attach_cgroup()
+    }
+
+    /// Rules that change where this host's own packets go come and go while guard runs (kube-proxy's do): its programs are
+    /// loaded anew with what holds now, each in the other's place. Whether there are such rules, where that changed.
+    pub fn follow_translation(&mut self) -> Result<Option<bool>, KernelError> {
+        let now = translation::of_own_packets().is_some();
+        if now == self.settings.offers.local_dnat {
+            return Ok(None);
+        }
+        // Another process may have told them just now.
+        self.catch_up()?;
+        if now == self.settings.offers.local_dnat {
+            return Ok(None);
+        }
+        self.settings.offers.local_dnat = now;
+        self.replace_programs()?;
+        Ok(Some(now))
     }
 
     /// Links of another cgroup give way to ones of this one: also those that an earlier start left half-way. Each new one
