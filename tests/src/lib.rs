@@ -9,6 +9,7 @@ pub mod corpus;
 pub mod day;
 pub mod differential;
 pub mod echo;
+pub mod engines;
 pub mod faults;
 pub mod flows;
 pub mod frame;

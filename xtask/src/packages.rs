@@ -133,6 +133,23 @@ pub const NETWORK: &[Need] = &[
     program!("wireshark-common", "editcap"),
 ];
 
+/// Container engines; their daemons are started by the tests alone. What only runs beside them is not asked for.
+pub const ENGINES: &[Need] = &[
+    ROOT_NEED,
+    program!("iproute2", "ip"),
+    program!("util-linux", "nsenter"),
+    program!("util-linux", "setpriv"),
+    program!("docker.io", "dockerd"),
+    program!("tini", "tini"),
+    program!("iptables", "iptables"),
+    program!("podman", "podman"),
+    program!("runc", "runc"),
+    file!("containernetworking-plugins", "/usr/lib/cni/bridge"),
+    program!("dnsmasq-base", "dnsmasq"),
+    program!("busybox-static", "busybox"),
+    program!("binutils", "strip"),
+];
+
 /// To try to get out of a guarded host, with the tools that an intruder would bring.
 pub const ESCAPE: &[Need] = &[
     ROOT_NEED,

@@ -10,6 +10,7 @@
 //! xdp-send INTERFACE HEX            a frame by an AF_XDP socket
 //! xdp-sends INTERFACE HEX           a frame by one for each line of its input
 //! priority WAY                      an option that nobody minds
+//! serve PORT                        says back whatever comes over TCP, in IPv6 and IPv4, until it is killed
 //! hold tcp ADDRESS:PORT             says something and hears it, a line each time a line comes in, until the end
 //! ```
 //!
@@ -17,7 +18,7 @@
 
 use std::{
     io::{self, BufRead},
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -50,6 +51,7 @@ fn main() -> io::Result<()> {
             }
         }
         ["priority", way] => priority(by(way)?)?,
+        ["serve", port] => serve(port.parse().map_err(io::Error::other)?)?,
         ["hold", "tcp", to] => hold(address(to))?,
         _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "see the source for what may be asked")),
     }
@@ -81,6 +83,20 @@ fn hold(to: SocketAddr) -> io::Result<()> {
     for line in io::stdin().lock().lines() {
         line?;
         say(|| speaks(&mut stream));
+    }
+    Ok(())
+}
+
+fn serve(port: u16) -> io::Result<()> {
+    let unspecified: [IpAddr; 2] = [[0u16; 8].into(), [0u8; 4].into()];
+    let listener = TcpListener::bind(&unspecified.map(|any| SocketAddr::new(any, port))[..])?;
+    println!("serves {}", listener.local_addr()?);
+    for stream in listener.incoming() {
+        let mut stream = stream?;
+        std::thread::spawn(move || -> io::Result<u64> {
+            let mut back = stream.try_clone()?;
+            io::copy(&mut stream, &mut back)
+        });
     }
     Ok(())
 }

@@ -52,6 +52,10 @@ pub fn all() -> Vec<Step> {
             ..step("netns", "real servers and traffic in network namespaces", |run| group(run, Group::Netns))
         },
         Step {
+            needs: packages::ENGINES,
+            ..step("engines", "Docker's and Podman's containers, on a guarded host", |run| group(run, Group::Engines))
+        },
+        Step {
             needs: packages::ESCAPE,
             ..step("escape", "attempts to get out and in, each live without guard", |run| group(run, Group::Escape))
         },
@@ -181,6 +185,7 @@ enum Group {
     Differential,
     Mutants,
     Netns,
+    Engines,
     Escape,
     Corpus,
 }
@@ -199,6 +204,7 @@ impl Group {
             "differential" | "referee" => Self::Differential,
             "mutants" => Self::Mutants,
             "netns" => Self::Netns,
+            "engines" => Self::Engines,
             "escape" => Self::Escape,
             "corpus" => Self::Corpus,
             _ => Self::Unit,
@@ -392,6 +398,7 @@ mod tests {
     #[test]
     fn a_test_program_belongs_to_one_step() {
         assert_eq!(Group::of("guard-tests", "netns_replies"), Group::Netns);
+        assert_eq!(Group::of("guard-tests", "engines"), Group::Engines);
         assert_eq!(Group::of("guard-tests", "kernel"), Group::Kernel);
         assert_eq!(Group::of("guard-tests", "differential_kernel"), Group::Kernel);
         assert_eq!(Group::of("guard-tests", "something_new"), Group::Unit);
