@@ -11,6 +11,7 @@ pub mod gather;
 pub mod impact;
 pub mod kept;
 pub mod report;
+pub mod round;
 pub mod run_loop;
 pub mod service_manager;
 pub mod state_dir;

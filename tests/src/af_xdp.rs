@@ -33,9 +33,19 @@ pub struct Sender {
     transmit: [NonNull<u8>; 3],
     completion: [NonNull<u8>; 3],
     length: usize,
+    memory: NonNull<u8>,
 }
 
 impl Sender {
+    /// Another frame.
+    pub fn send_this(&mut self, frame: &[u8]) -> io::Result<()> {
+        assert!(frame.len() <= FRAME, "one frame");
+        // SAFETY: the socket's memory, which lives as long as the process, is longer than the frame.
+        unsafe { self.memory.copy_from_nonoverlapping(NonNull::from(frame).cast(), frame.len()) };
+        self.length = frame.len();
+        self.send()
+    }
+
     /// One more time. What was sent before is taken back first: the rings are short.
     pub fn send(&self) -> io::Result<()> {
         // SAFETY: inside the mappings, by the kernel's own offsets, which live as long as the process. The descriptor: where,
@@ -89,7 +99,7 @@ fn prepare(interface: u32, frame: &[u8]) -> io::Result<Sender> {
     let address = [libc::AF_XDP as u32 | u32::from(XDP_COPY) << 16, interface, 0, 0];
     // SAFETY: as long as said.
     done(unsafe { libc::bind(raw, address.as_ptr().cast(), size_of_val(&address) as u32) })?;
-    Ok(Sender { socket, transmit, completion, length: frame.len() })
+    Ok(Sender { socket, transmit, completion, length: frame.len(), memory })
 }
 
 fn set<T>(socket: &OwnedFd, name: i32, value: &T) -> io::Result<()> {

@@ -1,12 +1,15 @@
 //! Ways round tc from a socket, each shown to work without guard, by a witness outside: what the seal refuses of them, and
-//! that status names what it does not.
+//! what becomes of what it does not.
+
+use std::{io::Write, process::Stdio};
 
 use guard_tests::{
-    agent::ask,
+    agent::{self, ask},
     flows::{NOTHING, PASSES},
     frame::{UDP, ethernet_ip, ip, udp},
     guard::Guard,
     new_world,
+    process::Process,
     skip::skip,
     witness::{Witness, packet_socket},
     world::World,
@@ -51,23 +54,32 @@ fn a_32_bit_call_is_refused_or_named() {
     }
 }
 
-/// What a socket was told before the seal stood cannot be asked; that it is older is said for as long as it is open.
+/// Each is asked, whatever it was told before the seal stood: one that goes round is told not to, in enforce mode.
 #[test]
-fn sockets_from_before_are_named() {
+fn sockets_from_before_are_asked() {
     let Some(world) = new_world("netns_bypass_seal sockets_from_before") else { return };
     let index = world.server.interface_index("eth0");
-    let make = || world.server.run(|| packet_socket(index)).unwrap();
-    let before = make();
-    let guard = Guard::start(&world, POLICY).unwrap();
-    let after = make();
-    let missing = || guard.status().unwrap()["missing"].to_string();
-    let said = missing();
-    assert!(said.contains("1 packet or AF_XDP sockets are older than the seal"), "{said}");
-    assert!(said.contains(&format!(" {}", std::process::id())), "{said}");
-    drop(before);
-    let said = missing();
-    assert!(!said.contains("older than the seal"), "{said}");
-    drop(after);
+    let plain = world.server.run(|| packet_socket(index)).unwrap();
+    let mut command = agent::command(&world.server, &["bypasses", "eth0", &frame(&world)]).unwrap();
+    let mut bypasses = Process::spawn(command.stdin(Stdio::piped())).unwrap();
+    bypasses.wait_line(PASSES, |line| line.starts_with("ok")).unwrap();
+    let missing = |guard: &Guard| guard.status().unwrap()["missing"].to_string();
+    let goes_round = format!("packet socket of guard-test-agent {}", bypasses.pid());
+
+    let audits = Guard::start(&world, &POLICY.replace("enforce", "audit")).unwrap();
+    let said = missing(&audits);
+    assert!(said.contains("1 packet sockets go round the wire layer") && said.contains(&goes_round), "{said}");
+    audits.reload(POLICY, &["--cut-me"]).unwrap();
+    let back = |record: &serde_json::Value| {
+        record["guard"]["kind"] == "goes_round" && record["guard"]["event"] == "alert_over"
+    };
+    audits.wait_records(back).unwrap();
+    let said = missing(&audits);
+    assert!(!said.contains("packet socket"), "{said}");
+    let witness = Witness::start(&world.router, World::WIRE).unwrap();
+    bypasses.stdin().unwrap().write_all(b"send\n").unwrap();
+    assert!(!leaves(&witness, NOTHING), "judged");
+    drop(plain);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Too much of everything: what was there stays, and what is lost is counted.
 
-use std::{net::IpAddr, thread};
+use std::{net::IpAddr, thread, time::Duration};
 
 use guard_tests::{
     flows::{Flow, PASSES},
@@ -9,7 +9,7 @@ use guard_tests::{
     new_world,
     session::Session,
     witness::send_frames,
-    world::World,
+    world::{Namespace, World},
 };
 
 const POLICY: &str = "version: 1\nname: floods\nmode: enforce\n\
@@ -33,6 +33,58 @@ fn flood(world: &World, protocol: u8, port: u16) {
         ethernet_ip(world.server.mac, world.client.mac, &ip(from, to, protocol, &payload))
     });
     send_frames(&world.client, "eth0", RATE, frames).unwrap();
+}
+
+/// Under a lockdown, with its shield: each packet of a flood is in guard's totals, or was lost before it came to guard, as the
+/// devices count; and the daemon's memory does not grow with the number of flows that were ever seen.
+#[test]
+fn a_flood_is_accounted_for_and_takes_no_memory() {
+    let Some(world) = new_world("netns_floods a_flood_is_accounted_for") else { return };
+    let guard = Guard::prepare(&world, POLICY).unwrap();
+    let cgroup = world.cgroup().to_str().unwrap();
+    let all = ["--yes", "--allow-from", "198.51.100.7", "--evidence", "none", "--confirm-within", "none"];
+    guard.tell("lockdown", &[&all[..], &["--cgroup", cgroup]].concat()).unwrap();
+    let status = guard.status_until(PASSES * 2, |status| status["daemon"]["answers"] == true).unwrap();
+    let pid = status["daemon"]["pid"].as_u64().unwrap();
+    let denied = || guard.packets("not_listed", "inbound", true).unwrap();
+    let came = || statistic(&world.server, "rx_packets") + statistic(&world.server, "rx_dropped");
+    let mut resident = Vec::new();
+    for port in [8000, 8001, 8002] {
+        let before = (denied(), came());
+        flood(&world, UDP, port);
+        // What is still in a queue.
+        thread::sleep(Duration::from_millis(500));
+        let (counted, came) = (denied() - before.0, came() - before.1);
+        println!("sent {FRAMES}, came {came}, counted {counted}");
+        assert!(counted <= u64::from(FRAMES) && counted + 16 >= came.min(u64::from(FRAMES)), "{counted} of {came}");
+        assert!(counted >= u64::from(FRAMES) / 2, "the flood did not arrive: {counted}");
+        // The daemon reads what the tables hold.
+        thread::sleep(PASSES);
+        resident.push(resident_kib(pid));
+    }
+    println!("daemon, resident: {resident:?} KiB");
+    // The first fills what is kept of flows; after that there is no more to keep.
+    assert!(resident[2] < resident[0] * 3 / 2 && resident[2] < 512 << 10, "{resident:?} KiB");
+    let read = guard.status().unwrap();
+    assert_eq!((&read["enforcing"], &read["problems"]), (&true.into(), &serde_json::json!([])), "{read:#}");
+}
+
+/// Of the world's link, as the kernel counts.
+fn statistic(place: &Namespace, name: &str) -> u64 {
+    // Of the thread's own network namespace, whichever /sys is mounted.
+    let text = place.run(|| std::fs::read_to_string("/proc/thread-self/net/dev")).unwrap();
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("eth0:")).unwrap();
+    let field = |number: usize| line.split_ascii_whitespace().nth(number).unwrap().parse().unwrap();
+    match name {
+        "rx_packets" => field(1),
+        _ => field(3),
+    }
+}
+
+fn resident_kib(pid: u64) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches("kB").trim().parse().unwrap()
 }
 
 #[test]

@@ -16,12 +16,13 @@ use guard_common::abi::StateWord;
 use guard_tests::{
     agent,
     cases::policy,
-    flows::{Flow, PASSES, serve},
+    flows::{Flow, NOTHING, PASSES, serve},
     frame::{UDP, ethernet_ip, ip, udp},
     guard::Guard,
     new_world,
     process::{Process, run},
     raw_bpf::{any_at_tcx, detach, pass_in_front, pinned_links, replace_in},
+    witness::Witness,
     world::{World, mounts::BPFFS},
 };
 use serde_json::Value;
@@ -269,17 +270,19 @@ fn a_new_interface_is_guarded_within_a_tenth_of_a_second_and_told() {
     guard.wait_records(told).unwrap();
 }
 
-/// Sends a frame every 10 ms round the wire, by what was made before the seal stood.
-fn goes_round(name: &str, sender: &str) -> Option<(World, Guard, String)> {
-    let world = new_world(name)?;
-    let (from, to) = (world.server.v4.into(), world.client.v4.into());
-    let packet = ip(from, to, UDP, &udp((from, 4000), (to, 9001), b"round"));
-    let frame: String =
-        ethernet_ip(world.client.mac, world.server.mac, &packet).iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut command = agent::command(&world.server, &[sender, "eth0", &frame]).unwrap();
+/// By an AF_XDP socket from before, which guard leaves alone outside of a lockdown.
+#[test]
+fn a_hundred_packets_a_second_round_the_wire_are_an_alert_within_five_seconds() {
+    let Some(world) = new_world("netns_watch a_hundred_packets") else { return };
+    let frame = round_frame(&world);
+    let mut command = agent::command(&world.server, &["xdp-sends", "eth0", &frame]).unwrap();
     let mut process = Process::spawn(command.stdin(Stdio::piped())).unwrap();
     process.wait_line(PASSES, |line| line.starts_with("ok")).unwrap();
     let guard = Guard::start(&world, &policy("enforce")).unwrap();
+    let status = guard.status().unwrap();
+    let holder = format!("AF_XDP socket of guard-test-agent {}", process.pid());
+    assert!(status["missing"].to_string().contains(&holder), "{status:#}");
+    assert_eq!(status["enforcing"], true, "that it is open is no traffic: {status:#}");
     // Other traffic, which is judged, is no alert.
     let session = guard_tests::session::Session::begin(&world, &Flow::new("out udp intruder 8102", false)).unwrap();
     let speaking = session.keep_speaking();
@@ -301,9 +304,9 @@ fn goes_round(name: &str, sender: &str) -> Option<(World, Guard, String)> {
     let took = began.elapsed();
     println!("alert after {took:?}: {}", alert["guard"]["what"]);
     assert!(took < Duration::from_secs(5), "{took:?}");
-    // This kernel lists no AF_XDP sockets.
-    let who = if sender == "bypasses" { "guard-test-agent" } else { "no packet or AF_XDP socket" };
-    assert!(alert["guard"]["by"].as_str().is_some_and(|by| by.contains(who)), "who: {alert:#}");
+    // Though this kernel lists no AF_XDP sockets.
+    let by = format!("guard-test-agent {}", process.pid());
+    assert!(alert["guard"]["by"].as_str().is_some_and(|held| held.contains(&by)), "who: {alert:#}");
     let status = guard.status().unwrap();
     assert_eq!(status["enforcing"], false, "{status:#}");
     assert!(status["problems"].to_string().contains("did not see"), "{status:#}");
@@ -313,21 +316,35 @@ fn goes_round(name: &str, sender: &str) -> Option<(World, Guard, String)> {
     let gap = over(&guard, "went_round")["guard"]["gap"].clone();
     assert!(gap["packets"].as_u64().is_some_and(|packets| packets > 100), "{gap:#}");
     speaking.finish().unwrap();
-    Some((world, guard, frame))
 }
 
-#[test]
-fn a_hundred_packets_a_second_round_the_wire_are_an_alert_within_five_seconds() {
-    let Some((world, guard, frame)) = goes_round("netns_watch a_hundred_packets", "bypasses") else { return };
-    // A packet socket that is opened now is told with its holder.
-    let mut command = agent::command(&world.server, &["bypasses", "eth0", &frame]).unwrap();
-    let second = Process::spawn(command.stdin(Stdio::piped())).unwrap();
-    let alert = alerts(&guard, "packet_socket").remove(0);
-    let by = format!("guard-test-agent {}", second.pid());
-    assert!(alert["guard"]["by"].as_str().is_some_and(|held| held.contains(&by)), "{alert:#}");
+/// A frame that no rule lists, in hexadecimal.
+fn round_frame(world: &World) -> String {
+    let (from, to) = (world.server.v4.into(), world.client.v4.into());
+    let packet = ip(from, to, UDP, &udp((from, 4000), (to, 9001), b"round"));
+    ethernet_ip(world.client.mac, world.server.mac, &packet).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// A packet socket that goes round though guard enforces, since whoever made it is outside of the guarded cgroup.
 #[test]
-fn so_are_those_of_an_af_xdp_socket() {
-    let _ = goes_round("netns_watch so_are_those", "xdp-sends");
+fn a_packet_socket_that_goes_round_is_brought_back() {
+    const TEST: &str = "netns_watch a_packet_socket";
+    let Some(world) = new_world(TEST) else { return };
+    let guard = Guard::start(&world, &policy("enforce")).unwrap();
+    thread::sleep(Duration::from_millis(1500));
+    let frame = round_frame(&world);
+    let mut command = agent::command(&world.operator, &["bypasses", "eth0", &frame]).unwrap();
+    let mut process = Process::spawn(command.stdin(Stdio::piped())).unwrap();
+    process.wait_line(PASSES, |line| line.starts_with("ok")).unwrap();
+    // That it was opened is told with its holder, and so is what became of it.
+    let opened = alerts(&guard, "packet_socket").remove(0);
+    let by = format!("guard-test-agent {}", process.pid());
+    assert!(opened["guard"]["by"].as_str().is_some_and(|held| held.contains(&by)), "{opened:#}");
+    let back = over(&guard, "goes_round");
+    assert_eq!(back["guard"]["repaired"], true, "{back:#}");
+    assert!(back["guard"]["what"].as_str().is_some_and(|what| what.contains(&by)), "{back:#}");
+    assert_eq!(guard.status().unwrap()["enforcing"], true);
+    let witness = Witness::start(&world.router, World::WIRE).unwrap();
+    process.stdin().unwrap().write_all(b"send\n").unwrap();
+    assert!(!witness.waits_for(NOTHING, |packet| packet.destination_port == 9001), "judged");
 }

@@ -18,10 +18,12 @@ use crate::{
         attached::{self},
         change, control,
         engine::Engine,
+        round::Done,
         state_dir::{DEFAULT_ROOT, StateDir},
         way_back::Within,
     },
     host::person::Person,
+    kernel::cgroup_root,
     lockdown::{
         act::{self, OnTimeout, Order},
         countdown::{self, Outcome},
@@ -211,6 +213,10 @@ fn enforce(args: &LockdownArgs, prepared: &Prepared, global: &Global) -> anyhow:
     for note in &done.proof.notes {
         said.line(true, "not tried", note, None);
     }
+    for round in &done.round {
+        let good = round.done != Done::Left;
+        said.line(good, if good { "cut" } else { "NOT CUT" }, &round.spoken(), None);
+    }
     let cut = cut_now(args, prepared, &mut done, &state, &said).unwrap_or_else(|error| {
         said.line(false, "NOT cut", &format!("{error:#}; what is not allowed drops all the same"), None);
         Vec::new()
@@ -247,7 +253,7 @@ fn enforce(args: &LockdownArgs, prepared: &Prepared, global: &Global) -> anyhow:
             "event": "contained", "until": until, "until_unix_ms": until_ns.map(|ns| (ns / 1_000_000) as i64),
             "contained_ms": contained.as_millis() as u64,
             "generation": done.changed.generation, "policy_sha256": done.changed.policy_sha256, "proof": done.proof,
-            "would_cut": done.changed.impact.would_cut.len(), "ended": cut, "silent": silent, "recording": recording,
+            "would_cut": done.changed.impact.would_cut.len(), "ended": cut, "round": done.round, "silent": silent, "recording": recording,
         }))
     } else {
         output::print(&contained_text(args, until.as_deref()))
@@ -381,7 +387,7 @@ fn outcome(args: &LockdownArgs, done: &mut act::Done, state: &StateDir, global: 
 
 /// Of an instance that runs, what it has; and what would be guarded.
 fn guarded(args: &LockdownArgs) -> anyhow::Result<Guarded> {
-    let (generation, lines, tables) = match attached::open(&args.instance.instance)? {
+    let (generation, lines, tables, cgroup) = match attached::open(&args.instance.instance)? {
         Some(kernel) => {
             let engine: &dyn Engine = &kernel;
             let mut lines = engine.interfaces()?;
@@ -390,9 +396,13 @@ fn guarded(args: &LockdownArgs) -> anyhow::Result<Guarded> {
             lines.extend(more.filter(|line| line.guarded));
             lines.sort_by_key(|line| (line.index, !line.guarded));
             lines.dedup_by_key(|line| line.index);
-            (engine.next_generation()?, lines, engine.flows()?)
+            (engine.next_generation()?, lines, engine.flows()?, Some(kernel.settings().cgroup.clone()))
         }
-        None => (1, attached::preview(&args.options())?, Vec::new()),
+        None => {
+            let options = args.options();
+            let cgroup = options.cgroup.clone().or_else(cgroup_root);
+            (1, attached::preview(&options)?, Vec::new(), cgroup)
+        }
     };
     let guarded = || lines.iter().filter(|line| line.guarded);
     Ok(Guarded {
@@ -400,6 +410,7 @@ fn guarded(args: &LockdownArgs) -> anyhow::Result<Guarded> {
         names: guarded().map(|line| line.name.clone()).collect(),
         tables,
         generation,
+        cgroup,
     })
 }
 

@@ -12,7 +12,7 @@ use crate::{
         change::{self, Change, Changed, audited},
         control::server,
         engine::Engine,
-        kept,
+        kept, round,
         run_loop::{Daemon, Ended, block_on},
         service_manager,
         state_dir::{Kept, StateDir},
@@ -142,11 +142,19 @@ fn asked<'a>(args: &'a RunArgs, policy: &'a Policy) -> Change<'a> {
 /// Records what was put in force until told to stop.
 fn begin(args: &RunArgs, kernel: &mut Kernel, state: &StateDir, put: &Put, global: &Global) -> anyhow::Result<Exit> {
     write_down(args, kernel, state, put);
+    bring_back(kernel, state);
     for line in attached::notices(kernel)? {
         eprintln!("notice: {}", output::escape_line(&line));
     }
     let ended = record(kernel, state, put, &args.instance, global)?;
     say_ended(ended, state, put, &args.instance, global)
+}
+
+/// What goes round the wire by sockets that are older than the seal.
+fn bring_back(kernel: &Kernel, state: &StateDir) {
+    for round in round::see_to_now(kernel, state) {
+        eprintln!("notice: {}", output::escape_line(&round.spoken()));
+    }
 }
 
 /// What holds from now on, and how to end that.
@@ -202,6 +210,7 @@ pub fn record_only(instance: &InstanceArgs, global: &Global) -> anyhow::Result<E
         anyhow::bail!("no policy is in force, so nothing is judged: guard run, or guard observe");
     };
     let put = Put { policy, generation: manifest.generation, changed: None, fresh: false };
+    bring_back(&kernel, &state);
     let ended = record(&mut kernel, &state, &put, instance, global)?;
     say_ended(ended, &state, &put, instance, global)
 }

@@ -10,6 +10,7 @@ use crate::{
         gather::{self, Sources},
         kept,
         report::Report,
+        round,
         state_dir::{Kept, StateDir},
     },
     journal::{self, Event},
@@ -66,7 +67,8 @@ pub(super) fn read(args: &InstanceArgs) -> anyhow::Result<Report> {
     let state = StateDir::open(&args.state_dir()).ok();
     let daemon = state.as_ref().and_then(ask);
     let flows = engine.flows()?;
-    let read = engine.read_back()?;
+    let mut read = engine.read_back()?;
+    read.missing.extend(round::unsure(engine.settings()));
     let which = state.as_ref().map_or(Kept::Active, |state| kept::in_force(state, &read));
     let manifest = state.as_ref().and_then(|state| state.manifest(which).ok().flatten());
     let policy = state.as_ref().and_then(|state| kept::load(state, which).ok().flatten());

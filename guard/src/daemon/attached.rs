@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{engine::Engine, report::InterfaceLine, state_dir::StateDir};
+use super::{engine::Engine, report::InterfaceLine, round, state_dir::StateDir};
 use crate::{
     host::firewalls::{self, OtherFirewall},
     kernel::{self, KernelError, Options, Place, Selection},
@@ -125,7 +125,9 @@ pub fn release(instance: &str) -> Result<bool, KernelError> {
 
 /// What this kernel lacks, and what is lost by that.
 pub fn notices(kernel: &Kernel) -> anyhow::Result<Vec<String>> {
-    Ok(kernel.read_back()?.missing)
+    let mut notices = kernel.read_back()?.missing;
+    notices.extend(round::unsure(kernel.settings()));
+    Ok(notices)
 }
 
 /// Other firewalls, and other programs at guard's hooks.

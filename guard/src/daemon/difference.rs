@@ -28,6 +28,8 @@ pub enum Kind {
     InterfaceChanged,
     /// More of a kind came than are told one by one.
     Many,
+    /// A socket went round the wire layer, or does.
+    GoesRound,
 }
 
 impl Kind {
@@ -45,6 +47,7 @@ impl Kind {
             Self::ProgramLoaded => "program_loaded",
             Self::InterfaceChanged => "interface_changed",
             Self::Many => "many",
+            Self::GoesRound => "goes_round",
         }
     }
 
@@ -94,6 +97,7 @@ impl Kind {
             Self::ProgramLoaded => "a BPF program of somebody else's was loaded",
             Self::InterfaceChanged => "an interface appeared, went, or is judged otherwise",
             Self::Many => "more alerts of a kind than are told one by one",
+            Self::GoesRound => "a socket goes round guard's programs",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the daemon and the commands ask of the kernel's side: the seam at which their tests stand.
 
-use std::{collections::BTreeSet, os::fd::BorrowedFd, time::Duration};
+use std::{collections::BTreeSet, os::fd::BorrowedFd, path::Path, time::Duration};
 
 use guard_common::{
     Direction, Reason,
@@ -70,6 +70,11 @@ pub trait Engine {
         Ok(Vec::new())
     }
 
+    /// The cgroup whose sockets are held; `None` where no real host is guarded.
+    fn cgroup(&self) -> Option<&Path> {
+        None
+    }
+
     /// BPF programs that others loaded since the last call, and how many could not be told.
     fn loaded_programs(&mut self) -> (Vec<LoadedProgram>, u64) {
         (Vec::new(), 0)
@@ -102,6 +107,11 @@ pub trait Engine {
 
     /// All flows held.
     fn flows(&self) -> anyhow::Result<Vec<(Key, Flow)>>;
+
+    /// One of them, asked for by itself: in a full table it may be gone before all of it is read.
+    fn flow(&self, key: &Key) -> anyhow::Result<Option<Flow>> {
+        Ok(self.flows()?.into_iter().find(|(held, _)| held == key).map(|(_, flow)| flow))
+    }
 
     /// Adds flows that began before guard, where the programs have not seen them yet.
     fn adopt(&mut self, flows: &[(Key, Flow)]) -> anyhow::Result<()>;

@@ -20,12 +20,13 @@ use tokio::{
 use self::recording::EVENTS;
 use super::{
     control::{ADDRESSES, Answer, DaemonStatus, Request, server},
+    difference::Difference,
     engine::Engine,
     state_dir::StateDir,
     watch::Watch,
 };
 use crate::{
-    host::watch::NetworkWatch,
+    host::{direct, watch::NetworkWatch},
     policy::model::Policy,
     record::{
         clock::{boot_now, unix_now},
@@ -74,6 +75,9 @@ pub struct Daemon<'a> {
     pub say: &'a mut dyn FnMut(&str),
     baseline: Baseline,
     watch: Watch,
+    /// Packet and AF_XDP sockets by their holders, and what of them still goes round the wire.
+    direct: direct::Looks,
+    round: Vec<Difference>,
     /// The state's word when all of it was well.
     word: Option<StateWord>,
     /// Of the change that waits for its confirmation: its generation, and the word as it was seen first.
@@ -127,6 +131,8 @@ impl<'a> Daemon<'a> {
             say,
             baseline: Baseline::default(),
             watch: Watch::default(),
+            direct: direct::Looks::default(),
+            round: Vec::new(),
             word: None,
             pending: None,
             notices: Vec::new(),

@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod conntrack;
 pub mod containers;
 pub mod datagrams;
+pub mod direct;
 pub mod firewalls;
 pub mod held;
 pub mod identity;

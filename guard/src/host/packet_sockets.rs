@@ -1,5 +1,5 @@
-//! Sockets that speak to a device directly: AF_PACKET and AF_XDP. One that was prepared to go round the wire layer before
-//! the seal stood is not found by asking (no interface shows PACKET_QDISC_BYPASS); that it is from before is.
+//! Which sockets speak to a device directly (AF_PACKET and AF_XDP), as the kernel lists them. Which way they send is asked
+//! of each ([`super::direct`]).
 
 use std::{collections::BTreeSet, fs};
 
@@ -8,13 +8,10 @@ use super::{netlink, processes::Processes};
 const NETLINK_SOCK_DIAG: isize = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 
-/// Inodes of those in this network namespace. A kernel that has or shows none of a kind has none of it here.
+/// Inodes of those in this network namespace. Kernels without xdp_diag list no AF_XDP socket, though there be some.
 #[must_use]
 pub fn inodes() -> BTreeSet<u32> {
-    // sk, references, type, protocol, interface, running, memory, user, inode.
-    let text = fs::read_to_string("/proc/thread-self/net/packet").unwrap_or_default();
-    let mut found: BTreeSet<u32> =
-        text.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().nth(8)?.parse().ok()).collect();
+    let mut found = packet();
     // struct xdp_diag_req (linux/xdp_diag.h): family, protocol, pad, inode, what to show, cookie. The answer has its inode
     // in the same place.
     let mut body = vec![libc::AF_XDP as u8, 0, 0, 0];
@@ -24,6 +21,15 @@ pub fn inodes() -> BTreeSet<u32> {
         found.extend(netlink::number(payload, 4));
     });
     found
+}
+
+/// Of AF_PACKET alone; without the kernel's own.
+#[must_use]
+pub fn packet() -> BTreeSet<u32> {
+    // sk, references, type, protocol, interface, running, memory, user, inode.
+    let text = fs::read_to_string("/proc/thread-self/net/packet").unwrap_or_default();
+    let inodes = text.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().nth(8)?.parse().ok());
+    inodes.filter(|inode| *inode != 0).collect()
 }
 
 /// Who holds them: `dhclient 612, tcpdump 700 and 2 more`.

@@ -126,6 +126,24 @@ fn read_process(directory: &Path, pid: u32) -> Option<Process> {
     Some(process)
 }
 
+/// Inode of the socket behind a descriptor, by where its link in /proc leads.
+#[must_use]
+pub fn socket(target: &OsStr) -> Option<u32> {
+    match read_descriptor(target)? {
+        Descriptor::Socket(inode) => Some(inode),
+        Descriptor::Terminal(_) => None,
+    }
+}
+
+/// When a process began, in clock ticks since boot, and its executable's name, else its `comm`.
+#[must_use]
+pub fn start_and_program(pid: u32) -> Option<(u64, String)> {
+    let directory = PathBuf::from(format!("/proc/{pid}"));
+    let mut process = parse_stat(&fs::read(directory.join("stat")).ok()?)?;
+    process.exe = fs::read_link(directory.join("exe")).ok();
+    Some((process.start, process.program().unwrap_or(&process.comm).to_owned()))
+}
+
 enum Descriptor {
     Socket(u32),
     Terminal(u32),

@@ -107,6 +107,64 @@ pub struct Host<'a> {
     pub ssh_connection: &'a dyn Fn(u32) -> Option<String>,
 }
 
+/// What a process speaks over UDP with.
+#[derive(Debug, Default)]
+pub struct Datagrams {
+    /// One a peer outside of this host that is known: by a connected socket, by connection tracking, by guard's own tables.
+    pub carriers: Vec<Carrier>,
+    /// Ports of its sockets of which no peer is known, though they may have any.
+    pub unknown: Vec<u16>,
+}
+
+/// Ports of questions that any program asks beside its real work: DNS, NTP, STUN, SSDP, mDNS. A tunnel that hides behind one
+/// of them has no known peer.
+const QUESTIONS: [u16; 5] = [53, 123, 3478, 1900, 5353];
+
+/// Whether a tunnel's process sends it by UDP cannot be seen; so all that it speaks with may carry it.
+#[must_use]
+pub fn datagrams(
+    process: &Process,
+    sockets: &Sockets,
+    held: &[HeldFlow],
+    outside: &dyn Fn(IpAddr) -> bool,
+) -> Datagrams {
+    let mut found = Datagrams::default();
+    let mine =
+        |socket: &&Socket| socket.protocol == UDP && process.sockets.binary_search(&sockets.holder(socket)).is_ok();
+    for socket in sockets.all.iter().filter(mine).filter(|socket| !socket.local.ip().is_loopback()) {
+        let connected = socket.state == SocketState::Established;
+        let of_it = |flow: &&HeldFlow| {
+            let (local, remote) = flow.ends();
+            // guard's own tables may not know the socket.
+            let same = match connected {
+                true => (local, remote) == (socket.local, socket.remote),
+                false => flow.cookie == socket.cookie || (flow.cookie == 0 && local.port() == socket.local.port()),
+            };
+            flow.key.protocol() == UDP && same && outside(remote.ip()) && !QUESTIONS.contains(&remote.port())
+        };
+        let before = found.carriers.len();
+        found.carriers.extend(held.iter().filter(of_it).map(|flow| {
+            let (local, remote) = flow.ends();
+            Carrier {
+                protocol: UDP,
+                local,
+                remote,
+                direction: flow.direction,
+                cookie: socket.cookie,
+                pid: process.pid,
+                program: process.program().unwrap_or(&process.comm).to_owned(),
+                found: Found::Tunnel,
+            }
+        }));
+        if !connected && socket.local.port() != 0 && found.carriers.len() == before {
+            found.unknown.push(socket.local.port());
+        }
+    }
+    found.unknown.sort_unstable();
+    found.unknown.dedup();
+    found
+}
+
 /// How many connections inside this host are followed from a terminal to the outside.
 const MAX_TUNNELS: usize = 8;
 /// How many multiplexers may run inside one another.
@@ -292,10 +350,12 @@ impl Search<'_> {
     }
 
     fn all_of(&self, process: &Process) -> Vec<Carrier> {
-        self.established()
+        let by_tcp = self
+            .established()
             .filter(|socket| process.sockets.binary_search(&self.host.sockets.holder(socket)).is_ok())
-            .map(|socket| self.carrier(socket, process, Found::Tunnel))
-            .collect()
+            .map(|socket| self.carrier(socket, process, Found::Tunnel));
+        let by_udp = datagrams(process, self.host.sockets, self.host.held, &|remote| !self.stays_here(remote));
+        by_tcp.chain(by_udp.carriers).collect()
     }
 
     fn stays_here(&self, address: IpAddr) -> bool {

@@ -1,6 +1,6 @@
 //! The seam to the daemon and the commands.
 
-use std::{collections::BTreeSet, os::fd::BorrowedFd, time::Duration};
+use std::{collections::BTreeSet, os::fd::BorrowedFd, path::Path, time::Duration};
 
 use guard_common::{
     abi::{Event, Flow, Owner, Slot, State, StateWord},
@@ -14,10 +14,9 @@ use crate::{
         engine::{Engine, ReadBack},
         report::{Hook, InterfaceLine},
     },
-    host::{packet_sockets, translation},
+    host::translation,
     policy::compile::Compiled,
     record::{flow::Key, sweep::Now},
-    text::harmless,
 };
 
 impl Engine for Instance {
@@ -64,22 +63,6 @@ impl Engine for Instance {
         let mut missing: Vec<String> =
             lacks.map(|feature| format!("no {}: {}", feature.name, feature.lost_without)).collect();
         missing.extend(translated(self.settings.offers.local_dnat, translation::of_own_packets()));
-        let unsealed = &self.settings.unsealed & &packet_sockets::inodes();
-        if !unsealed.is_empty() {
-            missing.push(format!(
-                "{} packet or AF_XDP sockets are older than the seal, and may have been prepared to go round the wire \
-                 (PACKET_QDISC_BYPASS): {}; restart what you know, look at the rest",
-                unsealed.len(),
-                harmless(&packet_sockets::holders(&unsealed))
-            ));
-        }
-        if self.settings.unsealed_more {
-            missing.push(
-                "more packet sockets were open when the seal was set than are remembered: one of them may go round the wire \
-                 unnamed (guard release, then guard run, looks again)"
-                    .to_owned(),
-            );
-        }
         Ok(ReadBack {
             state,
             policies,
@@ -115,6 +98,10 @@ impl Engine for Instance {
     fn force(&mut self, word: StateWord) -> anyhow::Result<()> {
         self.state.force(word);
         Ok(())
+    }
+
+    fn cgroup(&self) -> Option<&Path> {
+        Some(&self.settings.cgroup)
     }
 
     fn loaded_programs(&mut self) -> (Vec<LoadedProgram>, u64) {
@@ -172,6 +159,10 @@ impl Engine for Instance {
 
     fn flows(&self) -> anyhow::Result<Vec<(Key, Flow)>> {
         Ok(Self::flows(self)?)
+    }
+
+    fn flow(&self, key: &Key) -> anyhow::Result<Option<Flow>> {
+        Ok(Self::flow(self, key)?)
     }
 
     fn adopt(&mut self, flows: &[(Key, Flow)]) -> anyhow::Result<()> {

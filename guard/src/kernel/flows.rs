@@ -31,6 +31,24 @@ impl Instance {
         Ok(flows)
     }
 
+    /// One, from the first table that has it.
+    pub fn flow(&self, key: &Key) -> Result<Option<Flow>, KernelError> {
+        match key {
+            Key::V4(key) => self.flow_in(&V4, key),
+            Key::V6(key) => self.flow_in(&V6, key),
+        }
+    }
+
+    fn flow_in<K: sys::Plain>(&self, names: &[&'static str], key: &K) -> Result<Option<Flow>, KernelError> {
+        for name in names {
+            let found = sys::lookup::<K, Flow>(self.map(name)?, key).map_err(failed("cannot read", name))?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
     /// Adds flows that began before guard; one that the programs have seen meanwhile keeps its counts. How many were
     /// added.
     pub fn adopt_flows(&self, flows: &[(Key, Flow)]) -> Result<usize, KernelError> {

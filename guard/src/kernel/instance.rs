@@ -139,8 +139,6 @@ impl Instance {
         instance.look_at_interfaces()?;
         instance.attach_cgroup()?;
         instance.learn_sockets()?;
-        // After the seal: one that is made between the two is taken for older, none for younger.
-        instance.settings.remember_unsealed();
         settings::write(instance.map(META)?, 0, &instance.settings, &path)?;
         Ok(instance)
     }

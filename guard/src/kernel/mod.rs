@@ -39,5 +39,5 @@ pub use interfaces::{Device, Selection, Why};
 pub use pins::check_instance_name;
 pub use publish::TableHeader;
 pub use release::release;
-pub use settings::{Options, Published, Settings, cgroup_root};
+pub use settings::{Options, Published, Settings, cgroup_root, own_netns};
 pub use status::HookStatus;

@@ -2,7 +2,7 @@
 //! expect there, and so does a daemon of another version.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     os::{fd::BorrowedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
@@ -11,7 +11,6 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{KernelError, features::Offers, interfaces::Selection, sys};
-use crate::host::packet_sockets;
 
 /// Pinned as `META`: element 0 holds [`Settings`], 1 to 3 the [`Published`] of slots 0 to 2; JSON, NUL-padded.
 pub const META: &str = "META";
@@ -72,25 +71,9 @@ pub struct Settings {
     pub started_ns: u64,
     /// The programs that were loaded, with the kernel's hash of their instructions (hex).
     pub programs: BTreeMap<String, String>,
-    /// Inodes of packet and AF_XDP sockets that were there when the seal was set: what they were told before, nobody knows.
-    #[serde(default)]
-    pub unsealed: BTreeSet<u32>,
-    /// There were more of these than are remembered.
-    #[serde(default)]
-    pub unsealed_more: bool,
 }
 
-/// So many at most are remembered: they have to fit into `META`.
-const MOST_UNSEALED: usize = 512;
-
 impl Settings {
-    /// The packet and AF_XDP sockets that are there now are older than the seal, or may be.
-    pub(super) fn remember_unsealed(&mut self) {
-        let now = packet_sockets::inodes();
-        self.unsealed_more = now.len() > MOST_UNSEALED;
-        self.unsealed = now.into_iter().take(MOST_UNSEALED).collect();
-    }
-
     /// Probes the kernel.
     pub fn new(options: &Options) -> Result<Self, KernelError> {
         let mut offers = Offers::probe();
@@ -111,8 +94,6 @@ impl Settings {
             hz: super::features::tick_hz().map_err(KernelError::call("cannot measure the kernel's tick"))?,
             started_ns: sys::boot_ns(),
             programs: BTreeMap::new(),
-            unsealed: BTreeSet::new(),
-            unsealed_more: false,
         })
     }
 

@@ -23,10 +23,11 @@ use crate::{
         change::{self, Change, Changed, Examined},
         engine::Engine,
         kept,
+        round::{self, Round},
         state_dir::{Kept, Manifest, StateDir, StateError},
         way_back::Within,
     },
-    host::{person::Person, picture::Picture},
+    host::{direct, person::Person, picture::Picture},
     journal::{self, Entry, Event, Footprint},
     policy::{self, exceptions::Action, model::Policy},
     record::clock::{boot_now, unix_now},
@@ -68,6 +69,8 @@ pub struct Done {
     pub policy: Policy,
     pub proof: Proof,
     pub mark: Mark,
+    /// Sockets that went round the wire layer, and what became of each.
+    pub round: Vec<Round>,
 }
 
 /// Enforcement failed: what failed, and what holds after it was undone.
@@ -133,6 +136,10 @@ pub fn act(order: &Order<'_>) -> anyhow::Result<Done> {
         Ok(proof) => return Err(failed(kernel, proof.failed.join("; "))),
         Err(error) => return Err(failed(kernel, format!("it could not be proven: {error:#}"))),
     };
+    // Nothing but this cuts them, so it waits for no confirmation.
+    let carriers: Vec<u32> = order.prepared.choices.ways.iter().map(|way| way.pid).collect();
+    let cgroup = &kernel.settings().cgroup;
+    let round = round::see_to(state, cgroup, &direct::find(), Some((&mark, &carriers)));
     let mut text = "locked down, not confirmed yet";
     if order.within.is_none() {
         // Under the same lock, and before anything is said: nothing that comes later undoes it.
@@ -152,7 +159,7 @@ pub fn act(order: &Order<'_>) -> anyhow::Result<Done> {
     entry.footprint = Some(Footprint::of(&kernel, state.path()));
     journal::record(state.path(), &entry);
     drop(lock);
-    Ok(Done { kernel, changed, policy, proof, mark })
+    Ok(Done { kernel, changed, policy, proof, mark, round })
 }
 
 /// A damaged state directory must not be what keeps a host open.

@@ -266,7 +266,7 @@ fn as_on_the_wire(flow: &HeldFlow, tracked: &[Tracked]) -> HeldFlow {
 }
 
 /// Network namespaces of the processes in a control group and below it, by inode.
-fn namespaces(cgroup: &Path) -> BTreeMap<u64, File> {
+pub fn namespaces(cgroup: &Path) -> BTreeMap<u64, File> {
     let mut found = BTreeMap::new();
     let mut todo = vec![cgroup.to_owned()];
     while let Some(directory) = todo.pop() {

@@ -18,7 +18,10 @@ use super::{
 };
 use crate::{
     daemon::impact::{Cut, Impact},
-    host::identity::{Identities, is_interpreter},
+    host::{
+        direct::Direct,
+        identity::{Identities, is_interpreter},
+    },
     record::{
         clock::{Clock, for_people},
         who::{ExeKind, Unusual},
@@ -55,10 +58,32 @@ pub struct Plan {
     pub interfaces: Vec<String>,
     pub impact: Impact,
     pub worth_a_look: Vec<Suspect>,
+    /// Sockets that go round the wire layer now.
+    pub round: Vec<GoesRound>,
     pub careful: Vec<Harm>,
     /// As `check --effective` prints it.
     pub policy: String,
     pub policy_sha256: String,
+}
+
+/// A socket that goes round the wire layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GoesRound {
+    /// `AF_XDP socket of xdp-tool 4410`.
+    pub socket: String,
+    pub pids: Vec<u32>,
+    /// Its processes are ended: it cannot be told anything. Else it is told to use the qdisc.
+    pub ends_process: bool,
+}
+
+impl From<&Direct> for GoesRound {
+    fn from(socket: &Direct) -> Self {
+        Self {
+            socket: socket.spoken(),
+            pids: socket.holders.iter().map(|holder| holder.pid).collect(),
+            ends_process: socket.xdp,
+        }
+    }
 }
 
 /// A flow that would be cut, of a process that looks wrong.
@@ -127,6 +152,13 @@ impl Plan {
         self.write_offers(text)?;
         self.write_closed(text)?;
         self.write_cut(text, suffix)?;
+        for round in &self.round {
+            let fate = match round.ends_process {
+                true => "ITS PROCESS IS ENDED at once; no rollback brings it back",
+                false => "told to use the qdisc, where guard sees it",
+            };
+            writeln!(text, "{:<10}goes round: {} -> {fate}", "", escape_line(&round.socket))?;
+        }
         let mut label = "Careful";
         for harm in &self.careful {
             let mark = if harm.grave { "! " } else { "" };
@@ -427,6 +459,11 @@ mod tests {
                 started_ns: 0,
                 unusual: vec![Unusual::DeletedExe],
             }],
+            round: vec![GoesRound {
+                socket: "AF_XDP socket of x 4411".to_owned(),
+                pids: vec![4411],
+                ends_process: true,
+            }],
             careful: vec![Harm {
                 code: "nfs",
                 grave: true,
@@ -450,6 +487,7 @@ mod tests {
             "tcp/443 for everybody: A WEB SHELL",
             "DNS (look-ups fail at once)",
             "(deleted) pid 4410 root",
+            "goes round: AF_XDP socket of x 4411 -> ITS PROCESS IS ENDED",
             "! / is on NFS\n            -> --allow-to X",
         ] {
             assert!(text.contains(part), "{part}\n{text}");

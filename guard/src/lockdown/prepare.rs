@@ -14,12 +14,19 @@ use super::{
     mark::Open,
     offers::{self, KeepError, Offer},
     packages::Packages,
-    plan::{self, Plan},
+    plan::{self, GoesRound, Plan},
     way_in::WayIn,
 };
 use crate::{
-    daemon::change::{self, Examined},
-    host::{identity::Identities, picture::Picture},
+    daemon::{
+        change::{self, Examined},
+        round,
+    },
+    host::{
+        direct::{self, Direct},
+        identity::Identities,
+        picture::Picture,
+    },
     policy::{
         self,
         answer::answer,
@@ -61,11 +68,11 @@ pub enum Refusal {
     #[error("{0}")]
     NoWayIn(String),
     #[error(
-        "your session ({session}) comes over {interface} ({kind}), and what carries {interface} cannot be seen: its \
+        "your session ({session}) comes over {interface} ({kind}), and what carries {interface} cannot be seen{ports}: its \
          packets would be cut, and you with them\n  do  name its other end: --allow-from ADDRESS:udp/PORT if it dials in, \
          --allow-to ADDRESS:udp/PORT if this host dials out; or --no-keep-session"
     )]
-    Tunnel { interface: String, kind: String, session: String },
+    Tunnel { interface: String, kind: String, session: String, ports: String },
     #[error(transparent)]
     Keep(#[from] KeepError),
     #[error("--dns: no resolver outside this host is named in /etc/resolv.conf; name one: --allow-to ADDRESS:dns")]
@@ -107,6 +114,8 @@ pub struct Guarded {
     pub names: Vec<String>,
     pub tables: Vec<(Key, Flow)>,
     pub generation: u32,
+    /// Whose sockets are held; `None`: this machine has no cgroup2.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// A lockdown that can be shown and done.
@@ -124,6 +133,8 @@ pub struct Found {
     pub picture: Picture,
     pub way_in: WayIn,
     pub offers: Vec<Offer>,
+    /// Sockets that go round the wire layer.
+    pub round: Vec<Direct>,
     packages: Packages,
 }
 
@@ -135,10 +146,15 @@ impl Found {
         Ok(Self {
             way_in: WayIn::find(&picture, &held, exact),
             offers: offers::find(&picture, &packages),
+            round: guarded.cgroup.as_deref().map(round_of).unwrap_or_default(),
             picture,
             packages,
         })
     }
+}
+
+fn round_of(cgroup: &Path) -> Vec<Direct> {
+    round::ours(cgroup, &direct::find()).into_iter().cloned().collect()
 }
 
 /// Refuses, or makes the policy and says what it does. `kept` are offers that the person took, beside `--keep`.
@@ -193,6 +209,13 @@ fn choose(found: &Found, wishes: &Wishes) -> Result<Choices, Refusal> {
             interface: tunnel.interface.clone(),
             kind: tunnel.kind.clone(),
             session: tunnel.session.to_string(),
+            ports: match tunnel.ports.as_slice() {
+                [] => String::new(),
+                ports => {
+                    let ports: Vec<String> = ports.iter().map(|port| format!("udp/{port}")).collect();
+                    format!(" (who speaks with its {} is not known)", ports.join(", "))
+                }
+            },
         });
     }
     for service in &wishes.serve {
@@ -347,6 +370,7 @@ fn make_plan(
         interfaces: guarded.names.clone(),
         worth_a_look: plan::suspects(&examined.impact.would_cut, &mut identities),
         impact: examined.impact.clone(),
+        round: found.round.iter().map(GoesRound::from).collect(),
         careful: harm::find(&facts, &allowed),
         policy: effective::yaml(policy),
         policy_sha256: effective::hex(&policy.sha256),

@@ -4,7 +4,7 @@
 use std::{
     io,
     mem::{size_of, zeroed},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     time::Duration,
 };
@@ -18,6 +18,7 @@ use crate::{
         engine::Engine,
         report::Hook,
     },
+    host::held,
     policy::{
         answer::answer,
         model::{FlowQuery, Policy},
@@ -166,38 +167,27 @@ fn frames(
     refused: [bool; 2],
     proof: &mut Proof,
 ) -> anyhow::Result<()> {
+    let generation = examined.compiled.generation;
     let mut sent: Vec<(String, &str, SocketAddr)> = Vec::new();
+    let mut missing = Vec::new();
     for line in engine.interfaces()?.iter().filter(|line| line.guarded) {
         for (at, family) in [(0, "IPv4"), (1, "IPv6")] {
             let salt = (std::process::id() as u16).wrapping_mul(31).wrapping_add(line.index as u16 * 64 + at as u16);
             let Some(to) = unlisted(policy, examined, at == 1, UDP, salt) else { continue };
-            match send(line.index, to) {
-                Ok(()) => sent.push((line.name.clone(), family, to)),
+            let tried = (line.name.clone(), family, to);
+            match until_denied(engine, to, generation, || send(line.index, to))? {
+                Ok(denied) => {
+                    if !denied {
+                        missing.push(tried.clone());
+                    }
+                    sent.push(tried);
+                }
                 Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => {
                     proof.notes.push(format!("{} is down", line.name));
                 }
-                // The queue's answer to a frame that a program dropped.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => sent.push((line.name.clone(), family, to)),
                 Err(error) => proof.notes.push(format!("{} {family}: not tried: {error}", line.name)),
             }
         }
-    }
-    // The programs run in the sender's own system call; another CPU's flow is there a moment later at most.
-    let mut missing = sent.clone();
-    for _ in 0..10 {
-        let flows = engine.flows()?;
-        missing.retain(|(_, _, to)| {
-            !flows.iter().any(|(key, flow)| {
-                key.protocol() == UDP
-                    && (key.remote(), key.remote_port()) == (to.ip(), to.port())
-                    && flow.generation == examined.compiled.generation
-                    && flow.outcome.verdict() == Verdict::Deny
-            })
-        });
-        if missing.is_empty() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(10));
     }
     for (interface, family, to) in &missing {
         proof.failed.push(format!("{interface} {family}: a frame to {to}, which is not listed, was not denied"));
@@ -212,6 +202,35 @@ fn frames(
         }
     }
     Ok(())
+}
+
+/// Sends a frame until it is found denied, or was not for long enough. Asked for by itself and at once, and again: whoever
+/// sends more from addresses that are made up than the table of what was denied holds, pushes the frame's own entry out.
+fn until_denied(
+    engine: &dyn Engine,
+    to: SocketAddr,
+    generation: u32,
+    send: impl Fn() -> io::Result<()>,
+) -> anyhow::Result<io::Result<bool>> {
+    const TRIES: usize = 20;
+    let from: IpAddr = if to.is_ipv6() { FROM_V6.into() } else { FROM_V4.into() };
+    let from = SocketAddr::new(from, FROM_PORT);
+    let Some(key) = held::key(UDP, to, from, 0) else { return Ok(Ok(false)) };
+    for number in 0..TRIES {
+        match send() {
+            // The queue's answer to a frame that a program dropped.
+            Err(error) if error.raw_os_error() != Some(libc::ENOBUFS) => return Ok(Err(error)),
+            _ => {}
+        }
+        // The programs run in the sender's own system call.
+        let found = engine.flow(&key)?;
+        if found.is_some_and(|flow| flow.generation == generation && flow.outcome.verdict() == Verdict::Deny) {
+            return Ok(Ok(true));
+        }
+        // What holds it up, if anything, is short; a frame that is not denied is not denied twenty times.
+        std::thread::sleep(Duration::from_millis(if number < TRIES / 2 { 0 } else { 10 }));
+    }
+    Ok(Ok(false))
 }
 
 fn connect(to: SocketAddr) -> io::Result<()> {
@@ -270,19 +289,24 @@ fn send(interface: u32, to: SocketAddr) -> io::Result<()> {
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// From a documentation address too: an answer, were there one, would go nowhere. No checksum of UDP (RFC 768).
+/// Where the frames say that they are from, documentation addresses, too: an answer, were there one, would go nowhere.
+const FROM_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
+const FROM_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0xfe);
+/// Discard.
+const FROM_PORT: u16 = 9;
+
+/// No checksum of UDP (RFC 768).
 fn packet(to: SocketAddr) -> Vec<u8> {
-    const PORT: u16 = 9;
     const LENGTH: u16 = 8;
     let mut udp = Vec::new();
-    for word in [PORT, to.port(), LENGTH, 0] {
+    for word in [FROM_PORT, to.port(), LENGTH, 0] {
         udp.extend(word.to_be_bytes());
     }
     let mut packet = Vec::new();
     match to.ip() {
         IpAddr::V4(to) => {
             packet.extend([0x45, 0, 0, 20 + LENGTH as u8, 0, 1, 0, 0, 1, UDP, 0, 0]);
-            packet.extend([192, 0, 2, 254]);
+            packet.extend(FROM_V4.octets());
             packet.extend(to.octets());
             let sum: u32 = packet.as_chunks::<2>().0.iter().map(|two| u32::from(u16::from_be_bytes(*two))).sum();
             let sum = (sum & 0xffff) + (sum >> 16);
@@ -290,7 +314,7 @@ fn packet(to: SocketAddr) -> Vec<u8> {
         }
         IpAddr::V6(to) => {
             packet.extend([0x60, 0, 0, 0, 0, LENGTH as u8, UDP, 1]);
-            packet.extend(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0xfe).octets());
+            packet.extend(FROM_V6.octets());
             packet.extend(to.octets());
         }
     }
@@ -361,6 +385,27 @@ mod tests {
             let to = unlisted(&policy, &examined, false, UDP, salt).unwrap();
             assert!(to.ip().to_string().starts_with("192.0.2."), "{to}");
         }
+    }
+
+    /// Whoever floods the table pushes the entry out again and again.
+    #[test]
+    fn a_frame_is_sent_again_until_it_is_found() {
+        let to: SocketAddr = "203.0.113.77:40000".parse().unwrap();
+        let key = held::key(UDP, to, SocketAddr::new(FROM_V4.into(), FROM_PORT), 0).unwrap();
+        let mut engine = FakeEngine::default();
+        let sent = std::cell::Cell::new(0);
+        let send = || {
+            sent.set(sent.get() + 1);
+            Err(io::Error::from_raw_os_error(libc::ENOBUFS))
+        };
+        assert!(!until_denied(&engine, to, 3, send).unwrap().unwrap(), "not denied");
+        assert!(sent.replace(0) > 10, "tried again");
+        let outcome = guard_common::decide::Outcome::without_rule(guard_common::Reason::NotListed);
+        engine.flows.push((key, guard_common::abi::Flow { generation: 3, outcome, ..Default::default() }));
+        assert!(until_denied(&engine, to, 3, send).unwrap().unwrap());
+        assert_eq!(sent.get(), 1);
+        assert!(!until_denied(&engine, to, 4, send).unwrap().unwrap(), "by the policy from before");
+        assert!(until_denied(&engine, to, 3, || Err(io::Error::from_raw_os_error(libc::ENETDOWN))).unwrap().is_err());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::{
         held::HeldFlow,
         picture::Picture,
         route::{Routes, Way as Route},
-        session::Carrier,
+        session::{Carrier, datagrams},
         sock_diag::{Socket, SocketState},
         ssh,
     },
@@ -64,6 +64,8 @@ pub struct Tunnel {
     pub kind: String,
     /// The remote of the session that goes through it.
     pub session: SocketAddr,
+    /// UDP ports of whoever drives it, of which no peer is known.
+    pub ports: Vec<u16>,
 }
 
 /// All that was found.
@@ -92,7 +94,8 @@ impl WayIn {
         for carrier in &picture.session(held).carriers {
             found.add(way(carrier, exact));
         }
-        found.look_through_tunnels(picture, exact);
+        found.look_through_tunnels(picture, held, exact);
+        found.look_at_carriers(picture, held);
         found.others = found.beside(picture, &family);
         found.forwards = found.forwards_of(picture);
         if found.ways.is_empty() {
@@ -117,22 +120,45 @@ impl WayIn {
     }
 
     /// The session may come over a VPN that ends on this host: then what carries the VPN has to stay, too.
-    fn look_through_tunnels(&mut self, picture: &Picture, exact: bool) {
+    fn look_through_tunnels(&mut self, picture: &Picture, held: &[HeldFlow], exact: bool) {
         let devices = devices();
         let mut routes = Routes::default();
         for way in self.ways.clone() {
             let Route::Interface(index) = routes.to(way.remote.ip()) else { continue };
             let Some(device) = devices.get(&index).filter(|device| is_tunnel(device)) else { continue };
-            let outer: Vec<Carrier> = holders_of_tun(&device.name)
-                .into_iter()
-                .flat_map(|pid| outside_connections(picture, pid, &device.name, &devices))
-                .collect();
-            if outer.is_empty() {
-                self.unknown_tunnel =
-                    Some(Tunnel { interface: device.name.clone(), kind: device.kind.clone(), session: way.remote });
+            let (mut outer, mut ports) = (Vec::new(), Vec::new());
+            for pid in holders_of_tun(&device.name) {
+                outer.extend(outside_connections(picture, pid, &device.name, &devices));
+                let Some(process) = picture.processes.get(pid) else { continue };
+                let outside = |remote: IpAddr| leaves_beside(&mut Routes::default(), remote, &device.name, &devices);
+                let by_udp = datagrams(process, &picture.sockets, held, &outside);
+                outer.extend(by_udp.carriers);
+                ports.extend(by_udp.unknown);
+            }
+            // A connection beside a socket whose peers nobody knows: either may be what carries it.
+            if outer.is_empty() || !ports.is_empty() {
+                let (interface, kind) = (device.name.clone(), device.kind.clone());
+                self.unknown_tunnel = Some(Tunnel { interface, kind, session: way.remote, ports });
             }
             for carrier in &outer {
                 self.add(self::way(carrier, exact));
+            }
+        }
+    }
+
+    /// A session that ends on this host, at a program that carries it on: that one's sockets, too.
+    fn look_at_carriers(&mut self, picture: &Picture, held: &[HeldFlow]) {
+        let first = self.ways.iter().find(|way| way.found == "ancestor").or(self.ways.first()).map(|way| way.remote);
+        for way in self.ways.iter().filter(|way| way.found == "tunnel") {
+            let Some(process) = picture.processes.get(way.pid) else { continue };
+            let ports = datagrams(process, &picture.sockets, held, &|_| true).unknown;
+            if !ports.is_empty() && self.unknown_tunnel.is_none() {
+                self.unknown_tunnel = Some(Tunnel {
+                    interface: way.program.clone(),
+                    kind: format!("pid {}", way.pid),
+                    session: first.unwrap_or(way.remote),
+                    ports,
+                });
             }
         }
     }
@@ -300,10 +326,7 @@ fn outside_connections(picture: &Picture, pid: u32, tun: &str, devices: &BTreeMa
     established(picture)
         .filter(|socket| socket.protocol == 6)
         .filter(|socket| process.sockets.binary_search(&picture.sockets.holder(socket)).is_ok())
-        .filter(|socket| match routes.to(socket.remote.ip()) {
-            Route::Interface(index) => devices.get(&index).is_some_and(|device| device.name != tun),
-            Route::Local | Route::None => false,
-        })
+        .filter(|socket| leaves_beside(&mut routes, socket.remote.ip(), tun, devices))
         .map(|socket| Carrier {
             protocol: 6,
             local: socket.local,
@@ -319,6 +342,14 @@ fn outside_connections(picture: &Picture, pid: u32, tun: &str, devices: &BTreeMa
             found: crate::host::session::Found::Tunnel,
         })
         .collect()
+}
+
+/// Whether what goes to this address leaves the host, and not by the tunnel itself.
+fn leaves_beside(routes: &mut Routes, remote: IpAddr, tun: &str, devices: &BTreeMap<u32, Device>) -> bool {
+    match routes.to(remote) {
+        Route::Interface(index) => devices.get(&index).is_some_and(|device| device.name != tun),
+        Route::Local | Route::None => false,
+    }
 }
 
 #[cfg(test)]

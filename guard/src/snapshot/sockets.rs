@@ -2,10 +2,8 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    ffi::CString,
     fs,
     os::unix::ffi::OsStrExt,
-    path::Path,
 };
 
 use serde_json::{Map, Value, json};
@@ -16,7 +14,10 @@ use super::{
     network::each_namespace,
     processes::Table,
 };
-use crate::host::sock_diag::{self, SocketState};
+use crate::host::{
+    direct::protocol_name,
+    sock_diag::{self, SocketState},
+};
 
 /// Inodes of the sockets that marks go by.
 #[derive(Default)]
@@ -256,17 +257,6 @@ fn unlisted(context: &Context, table: &Table, all: &mut Vec<Socket>) {
     }
 }
 
-fn protocol_name(descriptor: &Path) -> Option<String> {
-    let path = CString::new(descriptor.as_os_str().as_bytes()).ok()?;
-    let mut name = [0_u8; 64];
-    // SAFETY: both strings end in 0 and the kernel writes at most as many bytes as said.
-    let length = unsafe {
-        libc::getxattr(path.as_ptr(), c"system.sockprotoname".as_ptr(), name.as_mut_ptr().cast(), name.len())
-    };
-    let name = name.get(..usize::try_from(length).ok()?)?;
-    Some(String::from_utf8_lossy(name.split(|byte| *byte == 0).next()?).into_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,13 +266,5 @@ mod tests {
         let line = b"0000: 00000002 00000000 00010000 0001 01   123 /run/a b";
         assert_eq!(path_at(line, 7).map(|at| &line[at..]), Some(&b"/run/a b"[..]));
         assert_eq!(path_at(&line[..50], 9), None);
-    }
-
-    #[test]
-    fn the_kernel_names_a_sockets_protocol() {
-        use std::os::fd::AsRawFd;
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let name = protocol_name(Path::new(&format!("/proc/self/fd/{}", socket.as_raw_fd())));
-        assert_eq!(name.as_deref(), Some("UDP"));
     }
 }

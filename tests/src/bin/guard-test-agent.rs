@@ -5,7 +5,7 @@
 //! send ADDRESS:PORT                 an unconnected datagram
 //! bypass WAY INTERFACE 0|1 HEX      a packet socket with PACKET_QDISC_BYPASS, ten frames through it
 //! bypasses INTERFACE HEX            a packet socket that goes round the qdisc; for each line that comes in its option is
-//!                                   set to that value, and a frame sent
+//!                                   set to that value (`send`: left as it is), and a frame sent
 //! xdp WAY                           an AF_XDP socket, and its first option
 //! xdp-send INTERFACE HEX            a frame by an AF_XDP socket
 //! xdp-sends INTERFACE HEX           a frame by one for each line of its input
@@ -132,8 +132,10 @@ fn bypasses(interface: &str, frame: &[u8]) -> io::Result<()> {
     let socket = packet_socket(nix::net::if_::if_nametoindex(interface)?)?;
     say(|| set_bypass(Way::Native, &socket, true));
     for line in io::stdin().lock().lines() {
-        let on = line? == "1";
-        say(|| set_bypass(Way::Native, &socket, on));
+        let line = line?;
+        if line != "send" {
+            say(|| set_bypass(Way::Native, &socket, line == "1"));
+        }
         send(&socket, frame);
     }
     Ok(())

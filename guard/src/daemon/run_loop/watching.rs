@@ -1,6 +1,8 @@
 //! The daemon's watch: looks, has repaired what can be, and tells of it in the records, the timeline and to whoever runs
 //! the daemon.
 
+use std::{collections::BTreeSet, path::Path};
+
 use guard_common::abi::{Slot, State, StateWord};
 
 use super::Daemon;
@@ -8,12 +10,14 @@ use crate::{
     daemon::{
         change,
         difference::{Difference, Gap, Kind},
-        kept,
+        kept, round,
         state_dir::Kept,
         watch::Told,
     },
     host::packet_sockets,
     journal::{self, Entry, Event},
+    kernel,
+    lockdown::mark,
     record::clock::{for_people, unix_now},
     store::Alert,
 };
@@ -61,14 +65,17 @@ impl Daemon<'_> {
         found.extend(self.check_state());
         self.put_policy_back(&mut found);
         self.word = self.engine.state().ok().map(|(state, _)| state.word);
+        if second {
+            found.extend(self.see_to_sockets());
+        }
         let counted = self.engine.counted().ok().flatten();
         if second {
             if let Some(counted) = &counted
                 && let Some(round) = self.watch.went_round(counted)
             {
-                let sockets = packet_sockets::inodes();
+                let sockets = self.direct_sockets();
                 let by = match sockets.is_empty() {
-                    true => "no packet or AF_XDP socket is open in this network namespace".to_owned(),
+                    true => "nobody is seen to hold a packet or AF_XDP socket in this network namespace".to_owned(),
                     false => format!("packet and AF_XDP sockets are held by {}", packet_sockets::holders(&sockets)),
                 };
                 found.push(round.by(by));
@@ -83,10 +90,35 @@ impl Daemon<'_> {
         }
     }
 
+    /// Packet and AF_XDP sockets that go round the wire layer though the policy enforces: brought back, or ended in a
+    /// lockdown. What could not be is still there at each look.
+    fn see_to_sockets(&mut self) -> Vec<Difference> {
+        let Some(cgroup) = self.engine.cgroup().map(Path::to_owned) else { return Vec::new() };
+        let Some(all) = self.direct.look() else { return self.round.clone() };
+        self.round.clear();
+        if !round::enforces(self.engine) {
+            return Vec::new();
+        }
+        // Nothing is ended on the word of a state that is damaged.
+        let mark = mark::holding(self.state).ok().flatten().map(|(_, mark)| mark);
+        let done = round::see_to(self.state, &cgroup, all, mark.as_ref().map(|mark| (mark, &[][..])));
+        let found: Vec<Difference> = done.iter().map(round::Round::difference).collect();
+        self.round = found.iter().filter(|difference| !difference.repaired).cloned().collect();
+        found
+    }
+
+    /// In this network namespace; of AF_XDP as they were at the last look, where the kernel lists none.
+    fn direct_sockets(&self) -> BTreeSet<u32> {
+        let mut all = packet_sockets::inodes();
+        all.extend(kernel::own_netns().map(|own| self.direct.xdp(own)).unwrap_or_default());
+        all
+    }
+
     /// What others opened or attached since the last look.
     fn newcomers(&mut self) -> Vec<Difference> {
         let mut found = Vec::new();
-        let sockets = self.watch.new_packet_sockets(packet_sockets::inodes());
+        let sockets = self.direct_sockets();
+        let sockets = self.watch.new_packet_sockets(sockets);
         if !sockets.is_empty() {
             let holders = packet_sockets::holders(&sockets);
             let what = format!("{} packet or AF_XDP sockets were opened", sockets.len());

@@ -69,7 +69,6 @@ impl Instance {
         if moved {
             // What was made there before the programs looked.
             self.learn_sockets()?;
-            self.settings.remember_unsealed();
         }
         Ok(())
     }
