@@ -17,6 +17,7 @@ use crate::{
     host::translation,
     policy::compile::Compiled,
     record::{flow::Key, sweep::Now},
+    text::harmless,
 };
 
 impl Engine for Instance {
