@@ -215,7 +215,7 @@ fn remotes_have_the_names_that_they_were_asked_as() {
     let Some(world) = new_world("netns_who remotes_have_the_names") else { return };
     let _resolver = dnsmasq(&world.responder, world.dir(), &["--address=/example.org/203.0.113.9"]).unwrap();
     let _echo = Echo::tcp(&world.intruder, world.intruder.v4.into(), 9001).unwrap();
-    let guard = Guard::start(&world, POLICY).unwrap();
+    let mut guard = Guard::start(&world, POLICY).unwrap();
     let dig = |name: &str| {
         let mut command = world.server.command("dig");
         command.args(["+short", "+tries=1", "+time=5", "@198.51.100.7", name, "A"]);
@@ -232,6 +232,37 @@ fn remotes_have_the_names_that_they_were_asked_as() {
     let flow = &records[0]["guard"];
     assert_eq!(flow["names"], serde_json::json!(["api.example.org", "www.example.org"]), "{flow:#}");
     assert_eq!(flow["remote_group"], "names in example.org");
+    // A program here that asks a server of its own choice is told by it that this one is a mirror which everybody knows: that
+    // is no name, though the policy lets it ask.
+    let open = format!("{POLICY}  - {{ name: anybody, to: any, services: dns }}\n");
+    assert!(guard.reload(&open, &[]).unwrap().good());
+    let own = world.dir().join("own");
+    std::fs::create_dir(&own).unwrap();
+    let _own = dnsmasq(&world.client, &own, &["--address=/mirror.test/192.0.2.20"]).unwrap();
+    let mut command = world.server.command("dig");
+    command.args(["+short", "+tries=1", "+time=5", "@192.0.2.20", "mirror.test", "A"]);
+    assert_eq!(run(&mut command, PASSES * 5).unwrap().stdout.trim(), "192.0.2.20");
+    let to = std::net::SocketAddr::from((world.client.v4, 9002));
+    assert!(guard_tests::agent::ask(&world.server, &["connect", "tcp", &to.to_string()]).unwrap().refused());
+    let records = guard.wait_records(|record| record["dest_port"] == 9002).unwrap();
+    assert!(records[0]["guard"]["names"].is_null(), "{:#}", records[0]);
+    assert_eq!(records[0]["guard"]["remote_group"], "192.0.2.0/24");
+    assert!(guard.status().unwrap()["daemon"]["dns"]["unlisted"].as_u64() >= Some(1));
+
+    // A new daemon knows what the one before it knew.
+    let store = guard.state_dir().join(guard::store::FILE);
+    let deadline = std::time::Instant::now() + PASSES * 4;
+    while guard::store::Reader::open(&store).unwrap().unwrap().asked_as().unwrap().len() < 2 {
+        assert!(std::time::Instant::now() < deadline, "the names are not in the store");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    guard.kill().unwrap();
+    guard.run(&[]).unwrap();
+    let to = std::net::SocketAddr::from((world.intruder.v4, 9003));
+    assert!(guard_tests::agent::ask(&world.server, &["connect", "tcp", &to.to_string()]).unwrap().refused());
+    let records = guard.wait_records(|record| record["dest_port"] == 9003).unwrap();
+    let names = serde_json::json!(["api.example.org", "www.example.org"]);
+    assert_eq!(records[0]["guard"]["names"], names, "{:#}", records[0]);
     // Both answers on one flow are heard: A and AAAA of one socket, as the C library asks.
     let both =
         run(world.server.command("dig").args(["+short", "@198.51.100.7", "a.test", "A", "b.test", "A"]), PASSES * 5);

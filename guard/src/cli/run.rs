@@ -384,6 +384,7 @@ fn record(
         let listener = server::bind(&state.socket())?;
         let mut daemon = Daemon::new(kernel, state, recorder, &mut say);
         daemon.know(put.generation, policy);
+        daemon.remember(&state.store());
         daemon.keep(Recording::start(&state.store(), store::Limits::default(), Begun::here()));
         let text = render_ready(&ready, policy, put, instance);
         if global.json {

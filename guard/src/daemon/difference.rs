@@ -30,6 +30,8 @@ pub enum Kind {
     Many,
     /// A socket went round the wire layer, or does.
     GoesRound,
+    /// Records cannot be written, or were damaged. Enforcement goes on.
+    RecordsLost,
 }
 
 impl Kind {
@@ -48,6 +50,7 @@ impl Kind {
             Self::InterfaceChanged => "interface_changed",
             Self::Many => "many",
             Self::GoesRound => "goes_round",
+            Self::RecordsLost => "records_lost",
         }
     }
 
@@ -62,7 +65,7 @@ impl Kind {
     pub const fn severity(self) -> u8 {
         match self {
             Self::PacketSocket | Self::ForeignProgram | Self::InterfaceChanged => 3,
-            Self::PinGone | Self::ProgramLoaded | Self::Many => 2,
+            Self::PinGone | Self::ProgramLoaded | Self::Many | Self::RecordsLost => 2,
             _ => 1,
         }
     }
@@ -70,7 +73,7 @@ impl Kind {
     /// Whether enforcement does not hold as long as it lasts.
     #[must_use]
     pub const fn opens(self) -> bool {
-        self.lasts() && !matches!(self, Self::PinGone)
+        self.lasts() && !matches!(self, Self::PinGone | Self::RecordsLost)
     }
 
     /// Whether it lasts until it is repaired or gone; the others are told once.
@@ -98,6 +101,7 @@ impl Kind {
             Self::InterfaceChanged => "an interface appeared, went, or is judged otherwise",
             Self::Many => "more alerts of a kind than are told one by one",
             Self::GoesRound => "a socket goes round guard's programs",
+            Self::RecordsLost => "records cannot be written, or were damaged",
         }
     }
 }

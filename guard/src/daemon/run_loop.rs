@@ -7,7 +7,7 @@ mod recording;
 mod upkeep;
 mod watching;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 
 use guard_common::abi::StateWord;
 use tokio::{
@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use self::recording::EVENTS;
+use self::recording::{EVENTS, Unwritten};
 use super::{
     control::{ADDRESSES, Answer, DaemonStatus, Request, server},
     difference::Difference,
@@ -34,7 +34,7 @@ use crate::{
         recorder::Recorder,
         sweep::{Findings, Now, Sum},
     },
-    store::Recording,
+    store::{Reader, Recording},
 };
 
 /// Records wait no longer than this in memory.
@@ -87,8 +87,10 @@ pub struct Daemon<'a> {
     sweeps: u32,
     /// Of the last look at the flow tables, not told yet.
     untold: Option<Untold>,
-    /// Of the store, what was said.
-    said: std::collections::HashSet<String>,
+    /// Files of records, by name.
+    unwritten: BTreeMap<&'static str, Unwritten>,
+    /// Damaged stores that were told of.
+    set_aside: usize,
 }
 
 /// What a look found, and when; and how long it took so far.
@@ -139,10 +141,30 @@ impl<'a> Daemon<'a> {
             store: None,
             sweeps: 0,
             untold: None,
-            said: Default::default(),
+            unwritten: BTreeMap::new(),
+            set_aside: 0,
         };
         daemon.watch_processes();
         daemon
+    }
+
+    /// What the daemon before this one knew of names. That none can be read costs labels.
+    pub fn remember(&mut self, path: &Path) {
+        let asked_as = match Reader::open(path) {
+            Ok(Some(reader)) => reader.asked_as(),
+            Ok(None) => return,
+            Err(error) => Err(error),
+        };
+        let boot = i128::from(boot_now()) - unix_now();
+        match asked_as {
+            Ok(names) => {
+                for (address, name, at) in names {
+                    let at = i64::try_from(i128::from(at) * 1000 + boot).unwrap_or(i64::MIN / 2);
+                    self.recorder.asked_as.remember(address, &name, at);
+                }
+            }
+            Err(error) => tracing::debug!("what remotes were asked as is not known from before: {error}"),
+        }
     }
 
     /// Keeps every flow in the record store, too.
@@ -161,8 +183,9 @@ impl<'a> Daemon<'a> {
         }
     }
 
-    /// Names for the rules of a policy that is in force.
+    /// Names for the rules of a policy that is in force, and whom it lets this host ask for names.
     pub fn know(&mut self, generation: u32, policy: &Policy) {
+        self.recorder.asked_as.resolvers.of_policy(policy);
         self.recorder.names.insert_policy(generation, policy);
     }
 
@@ -264,6 +287,7 @@ impl<'a> Daemon<'a> {
             self.sweep();
             self.tell_all();
         }
+        self.keep_names();
         self.recorder.flush();
         self.recorder.sink.sync();
         Ok(ended)

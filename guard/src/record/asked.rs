@@ -1,5 +1,5 @@
-//! What remotes were asked as: answers of name servers that this host got, by address. Labels for people, made by
-//! whoever answers: they decide nothing.
+//! What remotes were asked as: answers that this host got from resolvers that are listed, by address. Labels for people,
+//! made by whoever answers: they decide nothing.
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,7 @@ use guard_common::abi::{ANSWER_BYTES, AnswerEvent};
 use serde::{Deserialize, Serialize};
 use simple_dns::{CLASS, Name, Packet, PacketFlag, RCODE, rdata::RData};
 
-use super::recent::Recent;
+use super::{flow::Key, recent::Recent, resolvers::Resolvers};
 
 /// Addresses that are remembered at least, and twice as many at most. With the longest names it takes about 150 MB, which
 /// whoever answers for a zone of its own can bring about.
@@ -24,10 +24,14 @@ const LONGEST: usize = 253;
 /// Aliases that are followed: those that resolvers follow, about.
 const ALIASES: usize = 16;
 /// A name is kept as a label for this long after it was asked for last, whatever its TTL.
-const KEPT_NS: u64 = 14 * 86_400 * 1_000_000_000;
+const KEPT_NS: i64 = 14 * 86_400 * 1_000_000_000;
 /// Answers that are read a second; the rest is counted.
 const RATE: u32 = 2_000;
 const SECOND: u64 = 1_000_000_000;
+/// That a name was asked for again is put into the store no more often.
+const SAVED_NS: i64 = 3_600_000_000_000;
+/// Names that wait to be put there.
+const UNSAVED: usize = 16_384;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnswerCounts {
@@ -36,11 +40,17 @@ pub struct AnswerCounts {
     pub malformed: u64,
     /// Came faster than they are read.
     pub too_many: u64,
+    /// From servers that neither this host nor its policy lists: no names.
+    #[serde(default)]
+    pub unlisted: u64,
 }
 
 #[derive(Debug)]
 pub struct AskedAs {
     by_address: Recent<IpAddr, Vec<Asked>>,
+    pub resolvers: Resolvers,
+    /// With the boot-time nanoseconds of the answer.
+    unsaved: Vec<(IpAddr, Arc<str>, i64)>,
     counts: AnswerCounts,
     /// Of the second that began then, how many were read.
     second: (u64, u32),
@@ -49,13 +59,21 @@ pub struct AskedAs {
 #[derive(Clone, Debug)]
 struct Asked {
     name: Arc<str>,
-    /// Boot-time nanoseconds of the last answer.
-    at: u64,
+    /// Boot-time nanoseconds of the last answer; below 0: before this boot.
+    at: i64,
+    /// Of the last one that was put into the store.
+    saved: i64,
 }
 
 impl Default for AskedAs {
     fn default() -> Self {
-        Self { by_address: Recent::new(ADDRESSES), counts: AnswerCounts::default(), second: (0, 0) }
+        Self {
+            by_address: Recent::new(ADDRESSES),
+            resolvers: Resolvers::default(),
+            unsaved: Vec::new(),
+            counts: AnswerCounts::default(),
+            second: (0, 0),
+        }
     }
 }
 
@@ -72,10 +90,16 @@ impl AskedAs {
         }
         // SAFETY: an AnswerEvent is numbers only, so any bytes are one; as many are read as it is long.
         let event = unsafe { bytes.as_ptr().cast::<AnswerEvent>().read_unaligned() };
+        // Whoever runs a program here can have it ask a server of its own, and be answered whatever suits.
+        let from = Key::from_event(event.family as u8, &event.key).map(|key| key.remote());
+        if !from.is_some_and(|from| self.resolvers.holds(from)) {
+            self.counts.unlisted += 1;
+            return;
+        }
         self.answer(&event.bytes[..(event.length as usize).min(ANSWER_BYTES)], event.time);
     }
 
-    /// What a name server answered, at a time (boot-time nanoseconds).
+    /// What a resolver answered, at a time (boot-time nanoseconds).
     pub fn answer(&mut self, bytes: &[u8], at: u64) {
         let (began, read) = &mut self.second;
         if at.wrapping_sub(*began) >= SECOND {
@@ -92,23 +116,45 @@ impl AskedAs {
                 self.counts.read += 1;
                 let name: Arc<str> = name.into();
                 for address in addresses {
-                    self.keep(address, &name, at);
+                    self.keep(address, &name, at.cast_signed());
                 }
             }
         }
     }
 
-    fn keep(&mut self, address: IpAddr, name: &Arc<str>, at: u64) {
+    fn keep(&mut self, address: IpAddr, name: &Arc<str>, at: i64) {
+        let known = self.by_address.get(&address).and_then(|names| names.iter().find(|asked| asked.name == *name));
+        let mut saved = known.map_or(i64::MIN, |asked| asked.saved);
+        if at.saturating_sub(saved) >= SAVED_NS && self.unsaved.len() < UNSAVED {
+            self.unsaved.push((address, Arc::clone(name), at));
+            saved = at;
+        }
+        self.put(address, Asked { name: Arc::clone(name), at, saved });
+    }
+
+    fn put(&mut self, address: IpAddr, new: Asked) {
         let mut names = self.by_address.remove(&address).unwrap_or_default();
-        names.retain(|asked| asked.name != *name && at.saturating_sub(asked.at) <= KEPT_NS);
+        names.retain(|asked| asked.name != new.name && new.at.saturating_sub(asked.at) <= KEPT_NS);
         names.truncate(NAMES - 1);
-        names.insert(0, Asked { name: Arc::clone(name), at });
+        names.insert(0, new);
         self.by_address.insert(address, names);
+    }
+
+    /// What a store kept, the oldest first; the time in boot-time nanoseconds, below 0 before this boot.
+    pub fn remember(&mut self, address: IpAddr, name: &Arc<str>, at: i64) {
+        if name.len() <= LONGEST && name.bytes().all(|byte| byte.is_ascii_graphic()) {
+            self.put(address.to_canonical(), Asked { name: Arc::clone(name), at, saved: at });
+        }
+    }
+
+    /// What is to be put into the store since this was asked last, with the boot-time nanoseconds of the answers.
+    pub fn unsaved(&mut self) -> Vec<(IpAddr, Arc<str>, i64)> {
+        std::mem::take(&mut self.unsaved)
     }
 
     /// Names that this address was answered for, the latest first.
     pub fn names(&mut self, address: IpAddr, now: u64) -> Vec<Arc<str>> {
-        let fresh = |asked: &&Asked| now.saturating_sub(asked.at) <= KEPT_NS;
+        let fresh = |asked: &&Asked| now.cast_signed().saturating_sub(asked.at) <= KEPT_NS;
         let asked = self.by_address.get(&address.to_canonical()).map_or(&[][..], |asked| &asked[..]);
         asked.iter().filter(fresh).map(|asked| Arc::clone(&asked.name)).collect()
     }
@@ -212,8 +258,69 @@ mod tests {
         assert_eq!(names(&mut store, "203.0.113.9", 3), ["api.example.com", "www.example.org"]);
         assert_eq!(names(&mut store, "::ffff:203.0.113.9", 3).len(), 2);
         assert_eq!(names(&mut store, "203.0.113.10", 3), [""; 0]);
-        assert_eq!(names(&mut store, "203.0.113.9", KEPT_NS + 2), ["api.example.com"], "kept for 14 days");
+        assert_eq!(names(&mut store, "203.0.113.9", KEPT_NS as u64 + 2), ["api.example.com"], "kept for 14 days");
         assert_eq!(store.counts(), AnswerCounts { read: 2, ..AnswerCounts::default() });
+    }
+
+    fn event(from: [u8; 4], bytes: &[u8]) -> Vec<u8> {
+        let key = Key::new(17, from.into(), 53, [192, 0, 2, 10].into(), 40000, 0).unwrap();
+        let Key::V4(v4) = key else { panic!("{key:?}") };
+        let key = guard_common::abi::FlowKeyV6 {
+            remote: [v4.remote, 0, 0, 0],
+            local: [v4.local, 0, 0, 0],
+            remote_port: v4.remote_port,
+            local_port: v4.local_port,
+            protocol_scope: v4.protocol_scope,
+        };
+        let mut event = AnswerEvent { time: 5, family: 4, length: bytes.len() as u32, key, bytes: [0; ANSWER_BYTES] };
+        event.bytes[..bytes.len()].copy_from_slice(bytes);
+        // SAFETY: an AnswerEvent is numbers without padding (its size is asserted): all its bytes are there.
+        unsafe { std::slice::from_raw_parts((&raw const event).cast::<u8>(), size_of::<AnswerEvent>()).to_vec() }
+    }
+
+    /// A program here asks a server that it chose, which says that the program's own master is a mirror that everybody
+    /// knows: the flow to it stays in its network, and not in a zone that was acknowledged.
+    #[test]
+    fn a_server_that_nobody_lists_names_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        std::fs::write(root.path().join("etc/resolv.conf"), "nameserver 192.0.2.53\n").unwrap();
+        let mut store = AskedAs { resolvers: Resolvers::below(root.path()), ..AskedAs::default() };
+        let zone = |store: &mut AskedAs| {
+            let master: IpAddr = "203.0.113.66".parse().unwrap();
+            let asked = store.names(master, 6).first().cloned();
+            super::super::observer::remote_group(None, asked.as_deref(), master).to_string()
+        };
+        let lie = answer("deb.example.org", vec![a("deb.example.org", [203, 0, 113, 66])]);
+        store.told(&event([203, 0, 113, 66], &lie));
+        assert_eq!(zone(&mut store), "203.0.113.0/24");
+        assert_eq!(store.counts(), AnswerCounts { unlisted: 1, ..AnswerCounts::default() });
+        // The same from whom the host asks is a name.
+        store.told(&event([192, 0, 2, 53], &lie));
+        assert_eq!(zone(&mut store), "names in example.org");
+    }
+
+    #[test]
+    fn what_was_kept_is_known_to_the_next_daemon() {
+        let mut store = AskedAs::default();
+        let api = || answer("api.example.com", vec![a("api.example.com", [203, 0, 113, 9])]);
+        store.answer(&api(), 10);
+        let saved = store.unsaved();
+        assert_eq!(saved, [("203.0.113.9".parse().unwrap(), "api.example.com".into(), 10)]);
+        // Once an hour at most.
+        store.answer(&api(), SAVED_NS as u64);
+        assert_eq!(store.unsaved(), []);
+        store.answer(&api(), SAVED_NS as u64 + 10);
+        assert_eq!(store.unsaved().len(), 1);
+        // A new boot: those times are before it.
+        let mut next = AskedAs::default();
+        for (address, name, at) in saved {
+            next.remember(address, &name, at - KEPT_NS + 1_000);
+        }
+        next.remember([203, 0, 113, 9].into(), &"\u{1b}[2J.example".into(), 0);
+        assert_eq!(names(&mut next, "203.0.113.9", 1_010), ["api.example.com"]);
+        assert_eq!(names(&mut next, "203.0.113.9", 1_011), [""; 0], "14 days after it was asked for");
+        assert_eq!(next.unsaved(), []);
     }
 
     #[test]

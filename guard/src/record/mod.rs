@@ -12,6 +12,7 @@ pub mod flow;
 pub mod observer;
 mod recent;
 pub mod recorder;
+pub mod resolvers;
 pub mod rule_names;
 pub mod sink;
 pub mod sweep;

@@ -8,6 +8,7 @@
 //! takes about a hundred bytes. Unsolicited inbound goes round in a ring of its own: scans push out nothing but scans.
 
 mod alerts;
+mod asked;
 mod background;
 mod intern;
 mod listening;
@@ -21,9 +22,10 @@ mod write;
 use std::{io, path::PathBuf};
 
 pub use alerts::Alert;
+pub use asked::Name;
 pub use background::{Background, BackgroundLine};
 pub use listening::{Listener, listeners_now};
-pub use read::{Coverage, Flows, GroupRow, ListenerRow, Reader, Run, Span};
+pub use read::{Coverage, Flows, GroupRow, Head, ListenerRow, OfGroups, Process, Reader, Run, Span};
 pub use recording::{Losses, Recording, StoreStatus};
 pub use schema::VERSION;
 pub use write::{Begun, Limits, Writer};

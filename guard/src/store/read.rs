@@ -1,5 +1,7 @@
 //! Rows to flows, for whoever reviews. Reads while the daemon writes.
 
+mod of_group;
+
 use std::{
     cell::RefCell,
     collections::HashMap,
@@ -25,6 +27,8 @@ use crate::{
         observed::{Fate, Observed},
     },
 };
+
+pub use of_group::{Head, OfGroups, Process};
 
 /// Texts and programs that a reader keeps at hand.
 const CACHED: usize = 20_000;
@@ -336,6 +340,11 @@ impl Reader {
         super::alerts::read(&self.db, span).map_err(|error| self.told(error))
     }
 
+    /// What remotes were asked as, the oldest first.
+    pub fn asked_as(&self) -> Result<Vec<super::Name>, StoreError> {
+        super::asked::all(&self.db).map_err(|error| self.told(error))
+    }
+
     /// When guard ran in a span that ends no later than now.
     #[must_use]
     pub fn coverage(&self, span: Span) -> Coverage {
@@ -562,7 +571,7 @@ fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     row.get::<_, i64>(column).map(i64::cast_unsigned)
 }
 
-fn address(value: ValueRef<'_>) -> Option<IpAddr> {
+pub(super) fn address(value: ValueRef<'_>) -> Option<IpAddr> {
     let ValueRef::Blob(bytes) = value else { return None };
     if let Ok(octets) = <[u8; 4]>::try_from(bytes) {
         return Some(octets.into());

@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Alert, Begun, Change, Limits, StoreError, Writer, listeners_now, schema};
+use super::{Alert, Begun, Change, Limits, Name, StoreError, Writer, listeners_now, schema};
 use crate::{
     record::{clock::unix_now, eve::Moment, observer::Observer},
     review::observed::Observed,
@@ -31,6 +31,8 @@ const BEAT: Duration = Duration::from_secs(10);
 const LISTEN: Duration = Duration::from_secs(5);
 /// Between two tries to open what could not be opened.
 const RETRY: Duration = Duration::from_secs(5);
+/// Alerts that wait; of more, as many as nobody can read, the oldest are lost.
+const ALERTS: usize = 1024;
 
 /// What was lost on the way to a record, since guard began to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +99,7 @@ struct Told {
     losses: Losses,
     /// That wait to be written.
     alerts: Vec<Alert>,
+    names: Vec<Name>,
 }
 
 impl Shared {
@@ -149,14 +152,21 @@ impl Recording {
 
     /// Hands in an alert, as it begins or as it is over. Never waits.
     pub fn alert(&self, alert: Alert) {
-        /// As many as nobody can read.
-        const MOST: usize = 1024;
         let mut told = self.shared.told();
-        if told.alerts.len() < MOST {
+        if told.alerts.len() < ALERTS {
             told.alerts.push(alert);
         } else {
             self.shared.lost.fetch_add(1, Relaxed);
         }
+    }
+
+    /// Hands in what remotes were asked as. Never waits.
+    pub fn names(&self, names: Vec<Name>) {
+        /// More than are asked for in the time between two writes; they are labels, and come again.
+        const MOST: usize = 65_536;
+        let mut told = self.shared.told();
+        let room = MOST.saturating_sub(told.names.len());
+        told.names.extend(names.into_iter().take(room));
     }
 
     /// What else was lost, so that a report can say it.
@@ -240,6 +250,7 @@ impl Worker {
                 batch.clear();
             }
             self.tell_alerts();
+            self.tell_names();
             if !open {
                 self.beat();
                 return;
@@ -292,12 +303,34 @@ impl Worker {
         let written = match &mut self.writer {
             Some(writer) => writer.alerts(&alerts),
             None => {
-                self.shared.lost.fetch_add(alerts.len() as u64, Relaxed);
+                let mut told = self.shared.told();
+                let newer = std::mem::replace(&mut told.alerts, alerts);
+                told.alerts.extend(newer);
                 return;
             }
         };
         if let Err(error) = written {
-            self.shared.lost.fetch_add(alerts.len() as u64, Relaxed);
+            // That the disk is full is itself one of them: they wait until there is room.
+            let mut told = self.shared.told();
+            let newer = std::mem::replace(&mut told.alerts, alerts);
+            told.alerts.extend(newer);
+            let beyond = told.alerts.len().saturating_sub(ALERTS);
+            told.alerts.drain(..beyond);
+            drop(told);
+            self.shared.lost.fetch_add(beyond as u64, Relaxed);
+            self.failed(&error);
+        }
+    }
+
+    fn tell_names(&mut self) {
+        let names = std::mem::take(&mut self.shared.told().names);
+        if names.is_empty() {
+            return;
+        }
+        self.ensure_open();
+        if let Some(writer) = &mut self.writer
+            && let Err(error) = writer.names(&names, now_us())
+        {
             self.failed(&error);
         }
     }

@@ -104,6 +104,7 @@ pub fn open_for_writing(path: &Path, now: i64) -> Result<Connection, StoreError>
             .map_err(in_context)?;
     }
     connection.execute_batch(super::alerts::TABLE).map_err(in_context)?;
+    connection.execute_batch(super::asked::TABLE).map_err(in_context)?;
     Ok(connection)
 }
 

@@ -203,6 +203,17 @@ impl Writer {
         write().map_err(|error| schema::told(path, error))
     }
 
+    /// What remotes were asked as.
+    pub fn names(&mut self, names: &[super::Name], now: i64) -> Result<(), StoreError> {
+        let path = &self.path;
+        let mut write = || {
+            let db = self.db.transaction()?;
+            super::asked::put(&db, names, now)?;
+            db.commit()
+        };
+        write().map_err(|error| schema::told(path, error))
+    }
+
     /// What listens now.
     pub fn listening(&mut self, listeners: &[Listener], now: i64) -> Result<(), StoreError> {
         let path = &self.path;

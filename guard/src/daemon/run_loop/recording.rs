@@ -5,14 +5,32 @@ use tokio::time::{Duration, Instant};
 
 use super::{Baseline, Daemon, Untold};
 use crate::{
-    record::{recorder::counts_as_flow, sweep::Sum},
-    store::Losses,
+    daemon::{
+        difference::{Difference, Gap, Kind},
+        watch::Told,
+    },
+    record::{
+        clock::{boot_now, unix_now},
+        recorder::counts_as_flow,
+        sweep::Sum,
+    },
+    store::{FILE, Losses},
 };
 
 /// Events taken in one go, so that nothing else starves.
 pub(super) const EVENTS: usize = 1024;
 /// The same, of programs that run and of name servers' answers: more than their rings hold.
 const BESIDE: usize = 8192;
+/// A file of records, as it was when it was looked at last.
+#[derive(Debug, Default)]
+pub(super) struct Unwritten {
+    lost: u64,
+    /// Since when it cannot be written, and as what that was told.
+    told: Option<(i64, Difference)>,
+}
+
+/// What alerts call the stream of records.
+const RECORDS: &str = "flows.jsonl";
 
 impl Daemon<'_> {
     pub(super) fn take_events(&mut self) -> usize {
@@ -85,35 +103,83 @@ impl Daemon<'_> {
         }
     }
 
-    /// What a report of the store says was lost; and what is amiss with the store is said at once.
+    /// What a report of the store says was lost; and that records cannot be written is an alert.
     pub(super) fn tend_store(&mut self) {
         /// Reading the counters back costs more than a sweep of few flows.
         const EVERY: u32 = 5;
+        let records = self.recorder.sink.counts();
+        let (lost, error) = (records.lost, records.error.clone());
+        self.tell_of_records(RECORDS, error, lost);
         let Some(store) = self.store.clone() else { return };
         if self.sweeps.is_multiple_of(EVERY) {
-            let lost = self.detail_lost();
-            store.losses(Losses {
-                packets: lost.packets.iter().sum(),
-                records: self.recorder.sink.counts().lost,
-                ..Losses::default()
-            });
+            let detail = self.detail_lost();
+            store.losses(Losses { packets: detail.packets.iter().sum(), records: lost, ..Losses::default() });
         }
         self.sweeps = self.sweeps.wrapping_add(1);
+        self.keep_names();
         let status = store.status();
-        for path in status.set_aside {
-            let text = format!("the record store was damaged: set aside as {}, a new one is begun", path.display());
-            if self.said.insert(text.clone()) {
-                (self.say)(&text);
+        for path in status.set_aside.iter().skip(self.set_aside) {
+            let what = format!("the record store was damaged: set aside as {}, a new one is begun", path.display());
+            let difference = Difference::new(Kind::RecordsLost, FILE, what).repaired();
+            let gap = Gap {
+                on: FILE.to_owned(),
+                from: now_us(),
+                to: now_us(),
+                why: difference.what.clone(),
+                ..Gap::default()
+            };
+            for told in [Told::Begun(difference.clone()), Told::Over(difference, gap)] {
+                self.tell_of(told);
             }
         }
-        // Told once for as long as it lasts.
-        match status.error {
-            Some(error) if self.said.insert("store".to_owned()) => {
-                (self.say)(&format!("the record store cannot be written now, enforcement goes on: {error}"));
+        self.set_aside = status.set_aside.len();
+        self.tell_of_records(FILE, status.error, status.lost);
+    }
+
+    /// That a file cannot be written is told once for as long as it lasts, and when it is over: with both times, since on a full
+    /// disk the first of the two lines may be lost. `lost`: what could not be written so far; it may be over by the next look.
+    fn tell_of_records(&mut self, target: &'static str, error: Option<String>, lost: u64) {
+        let known = self.unwritten.entry(target).or_default();
+        let more = lost.saturating_sub(known.lost);
+        known.lost = lost;
+        let begin = |what: String| (now_us(), Difference::new(Kind::RecordsLost, target, what));
+        let (begun, over) = match (error, known.told.take()) {
+            (None, None) if more == 0 => return,
+            (Some(_), Some(told)) => {
+                known.told = Some(told);
+                return;
             }
-            None if self.said.remove("store") => (self.say)("the record store is written again"),
-            _ => {}
+            (Some(error), None) => {
+                let begun = begin(format!("{target} cannot be written, enforcement goes on: {error}"));
+                known.told = Some(begun.clone());
+                (Some(begun), None)
+            }
+            (None, Some(told)) => (None, Some(told)),
+            (None, None) => {
+                let both = begin(format!("{more} records could not be written to {target} for a moment"));
+                (Some(both.clone()), Some(both))
+            }
+        };
+        if let Some((_, difference)) = begun {
+            self.tell_of(Told::Begun(difference));
         }
+        if let Some((from, difference)) = over {
+            let why = difference.what.clone();
+            let gap = Gap { on: target.to_owned(), from, to: now_us(), why, ..Gap::default() };
+            self.tell_of(Told::Over(difference, gap));
+        }
+    }
+
+    /// For the next daemon.
+    pub(super) fn keep_names(&mut self) {
+        let Some(store) = &self.store else { return };
+        let unsaved = self.recorder.asked_as.unsaved();
+        if unsaved.is_empty() {
+            return;
+        }
+        let boot = unix_now() - i128::from(boot_now());
+        let unix_us = |at: i64| i64::try_from((i128::from(at) + boot) / 1000).unwrap_or(0);
+        store.names(unsaved.into_iter().map(|(address, name, at)| (address, name, unix_us(at))).collect());
     }
 
     pub(super) fn set_baseline(&mut self) {
@@ -158,4 +224,8 @@ impl Daemon<'_> {
         }
         lost
     }
+}
+
+fn now_us() -> i64 {
+    i64::try_from(unix_now() / 1000).unwrap_or(0)
 }

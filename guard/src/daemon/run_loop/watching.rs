@@ -272,7 +272,7 @@ impl Daemon<'_> {
         }
     }
 
-    fn tell_of(&mut self, told: Told) {
+    pub(super) fn tell_of(&mut self, told: Told) {
         let kind = match &told {
             Told::Begun(difference) | Told::Over(difference, _) => difference.kind,
         };
@@ -298,8 +298,9 @@ impl Daemon<'_> {
                 journal::record(self.state.path(), &Entry::new(Event::Alert, &text).details(details));
                 let put_back = if difference.repaired { "; put back" } else { "" };
                 let text = format!("{text}{put_back} (seen {time})");
-                // What does not bear on enforcement is said once, and counted by `status`.
-                if difference.kind.lasts() { self.notice(text) } else { (self.say)(&text) }
+                // What does not bear on enforcement is said once, and counted by `status`; which has its own words for records.
+                let notice = difference.kind.lasts() && difference.kind != Kind::RecordsLost;
+                if notice { self.notice(text) } else { (self.say)(&text) }
             }
             Told::Over(difference, gap) => {
                 self.recorder.alert(unix_now(), &difference, Some(&gap));

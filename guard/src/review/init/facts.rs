@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Read as _,
-    net::{IpAddr, ToSocketAddrs as _},
+    net::{IpAddr, SocketAddr, ToSocketAddrs as _},
     path::{Path, PathBuf},
 };
 
@@ -21,6 +21,13 @@ pub struct Named {
     pub port: u16,
     /// File and line.
     pub source: String,
+}
+
+/// A comment begins a line, or a word: `9.9.9.9#dns.example` is none.
+fn without_comment(line: &str) -> &str {
+    let begins = |at: usize| line[..at].chars().next_back().is_none_or(char::is_whitespace);
+    let at = line.match_indices('#').map(|(at, _)| at).find(|at| begins(*at));
+    at.map_or(line, |at| &line[..at])
 }
 
 /// An address for a rule.
@@ -60,9 +67,7 @@ impl<'a> Files<'a> {
         let Some(text) = self.read(path) else { return Vec::new() };
         (1..)
             .zip(text.lines())
-            .map(|(number, line)| {
-                (format!("/{}:{number}", path.display()), line.split('#').next().unwrap_or("").trim())
-            })
+            .map(|(number, line)| (format!("/{}:{number}", path.display()), without_comment(line).trim()))
             .filter(|(_, line)| !line.is_empty() && !line.starts_with(';') && !line.starts_with('!'))
             .map(|(place, line)| (place, line.to_owned()))
             .collect()
@@ -89,9 +94,20 @@ impl<'a> Files<'a> {
         paths
     }
 
-    /// Resolvers that are asked over the network.
+    /// Resolvers that are asked over the network: of the first place that names some.
     #[must_use]
     pub fn resolvers(&self) -> Vec<Named> {
+        self.resolver_places().into_iter().find(|found| !found.is_empty()).unwrap_or_default()
+    }
+
+    /// Those of all places, as addresses.
+    #[must_use]
+    pub fn every_resolver(&self) -> Vec<IpAddr> {
+        self.resolver_places().into_iter().flatten().filter_map(|named| named.host.parse().ok()).collect()
+    }
+
+    /// Where resolvers stand, the nearest to those who ask first.
+    fn resolver_places(&self) -> [Vec<Named>; 4] {
         let of = |path: &str| -> Vec<Named> {
             self.lines(Path::new(path))
                 .into_iter()
@@ -102,28 +118,29 @@ impl<'a> Files<'a> {
                 .filter(|named| named.host.parse::<IpAddr>().is_ok_and(|address| !address.is_loopback()))
                 .collect()
         };
-        let mut found = of("etc/resolv.conf");
-        if found.is_empty() {
-            // systemd-resolved answers on loopback; whom it asks stands here.
-            found = of("run/systemd/resolve/resolv.conf");
-        }
-        if found.is_empty() {
-            found = self.setting("etc/systemd/resolved.conf", "etc/systemd/resolved.conf.d", &["DNS"], 53);
+        let mut set = self.setting("etc/systemd/resolved.conf", "etc/systemd/resolved.conf.d", &["DNS"], 53);
+        for named in &mut set {
             // address:port%interface#name
-            for named in &mut found {
-                named.host = named.host.split(['#', '%']).next().unwrap_or_default().to_owned();
-            }
+            let host = named.host.split(['#', '%']).next().unwrap_or_default();
+            named.host = match host.parse::<SocketAddr>() {
+                Ok(address) => address.ip().to_string(),
+                Err(_) => host.to_owned(),
+            };
         }
-        if found.is_empty() {
-            for (source, line) in self.lines(Path::new("etc/dnsmasq.conf")) {
+        let mut forwarded = Vec::new();
+        for path in self.with_folder("etc/dnsmasq.conf", "etc/dnsmasq.d", "") {
+            for (source, line) in self.lines(&path) {
                 if let Some(host) = line.strip_prefix("server=") {
                     let host =
                         host.rsplit('/').next().unwrap_or(host).split(['#', '@']).next().unwrap_or("").to_owned();
-                    found.push(Named { host, port: 53, source });
+                    forwarded.push(Named { host, port: 53, source });
                 }
             }
         }
-        found
+        // systemd-resolved and dnsmasq answer on loopback; whom they ask stands in the files that they are given.
+        let given =
+            ["run/systemd/resolve/resolv.conf", "run/dnsmasq/resolv.conf", "run/NetworkManager/no-stub-resolv.conf"];
+        [of("etc/resolv.conf"), given.into_iter().flat_map(of).collect(), set, forwarded]
     }
 
     /// Time servers of chrony, systemd-timesyncd or ntpd.
