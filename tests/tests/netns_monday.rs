@@ -192,6 +192,15 @@ fn from_nothing_to_a_reviewed_policy() {
         let (code, said) = terminal.run(&typed(&guard, &format!("{verb} {policy}")));
         assert_eq!(code, 0, "{verb}: {said}");
     }
+    // What it would have done with what was recorded: the scan would have been stopped, and the day's work passes.
+    let (code, said) = terminal.run(&typed(&guard, &format!("replay {policy} --flows 7d")));
+    println!("{said}");
+    assert!(code == 0 && said.contains("not_listed") && said.contains("store.db"), "{code}: {said}");
+    let passes = |flow: &str| said.lines().any(|line| line.contains("allow") && line.contains(flow));
+    for flow in ["in tcp 192.0.2.20 -> 5432", "out udp 192.0.2.20:123", "out tcp 192.0.2.20:8080"] {
+        assert!(passes(flow), "{flow}: {said}");
+    }
+    assert!(said.lines().any(|line| line.contains("deny") && line.contains("in tcp 203.0.113.9 -> 445")), "{said}");
     println!("{:?}: edited", began.elapsed());
 
     // In force; and to stay, once another login has shown that the way in is open.

@@ -54,6 +54,13 @@ impl Read {
         matches!(self, Self::Files(files) | Self::Records(files) if files.iter().any(|file| file.broken.is_some()))
     }
 
+    /// When this guard did not run between two times, as far as that is known: only a store tells it.
+    pub fn gaps(&self, since: i64, until: i64) -> anyhow::Result<Vec<(i64, i64)>> {
+        let Self::Store(path) = self else { return Ok(Vec::new()) };
+        let Some(reader) = Reader::open(path)? else { return Ok(Vec::new()) };
+        Ok(reader.coverage(Span { since, until }).gaps)
+    }
+
     /// On standard error: what was read, how it was told who is ours, what is bad.
     pub fn tell(&self) {
         match self {

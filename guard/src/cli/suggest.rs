@@ -18,7 +18,7 @@ use crate::{
     policy::{self, Loaded},
     review::{
         judged::Judge,
-        suggest::{Learner, Suggestion, Widest, patch, suggest, timers},
+        suggest::{Learner, SuggestError, Suggestion, Widest, patch, suggest, timers},
     },
 };
 
@@ -73,15 +73,18 @@ pub fn run(args: &SuggestArgs, global: &Global) -> anyhow::Result<Exit> {
     let judge = known.as_ref().map(|(_, loaded)| Judge::new(&loaded.policy, now_us())).transpose()?;
     let mut learner = Learner::new(judge);
     let read = source::flows(&args.from, args.since, &args.instance, &mut |flow| learner.see(&flow))?;
+    let watched = timers::Watched::without(learner.first, learner.last, &read.gaps(learner.first, learner.last)?);
     let not_fired = match &args.root {
-        Some(root) => timers::not_fired(root, learner.first, learner.last),
-        None if read.is_own() => timers::not_fired(Path::new("/"), learner.first, learner.last),
+        Some(root) => timers::not_fired(root, &watched),
+        None if read.is_own() => timers::not_fired(Path::new("/"), &watched),
         None => timers::NotFired::elsewhere(),
     };
     let named = known.as_ref().map(|(path, _)| path.as_path()).or(args.output.as_deref());
     let stem = named.and_then(Path::file_stem).and_then(|stem| stem.to_str()).unwrap_or("suggested");
     let stem: String = stem.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).collect();
-    let taken = known.as_ref().map(|(path, loaded)| taken(path, loaded)).unwrap_or_default();
+    let mut taken = known.as_ref().map(|(path, loaded)| taken(path, loaded)).unwrap_or_default();
+    // Nothing is written over, and no diff makes a file that is there.
+    taken.extend(listed(named, &stem));
     let suggestion = suggest(learner, args.max_rules, args.widest.unwrap_or_default(), &stem, &taken, not_fired);
     if !global.json {
         read.tell();
@@ -164,17 +167,23 @@ fn diff(path: &Path, suggestion: &Suggestion) -> anyhow::Result<String> {
     };
     let (new, diff) = patch(&old, &escape_line(&shown), suggestion)?;
     // Beside the policy, so that what it includes is found.
-    let name = path.display().to_string();
-    if suggestion.lists.is_empty()
-        && let Err(found) = policy::load_str(&name, &new)
-    {
+    if let Err(SuggestError::Invalid(found)) = suggestion.check_beside(path, &new) {
         bail!(
             "with these rules the policy would not pass guard check; add them by hand:\n{}\n{}",
-            found.render(false),
+            escape(&found),
             escape(&diff)
         );
     }
     Ok(diff)
+}
+
+/// Groups whose list files lie there already, from an earlier time.
+fn listed(beside: Option<&Path>, stem: &str) -> BTreeSet<String> {
+    let folder = beside.and_then(Path::parent).filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let group = |name: String| Some(name.strip_prefix(stem)?.strip_prefix('-')?.strip_suffix(".txt")?.to_owned());
+    let names =
+        fs::read_dir(folder).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter_map(group).collect()
 }
 
 /// Names that the policy uses.
@@ -200,7 +209,7 @@ fn json(suggestion: &Suggestion, text: &str, read: &source::Read) -> serde_json:
                 "services": crate::review::suggest::services_text(&rule.services),
                 "remotes": rule.remotes.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "public": rule.is_public(),
-                "addresses": rule.addresses,
+                "addresses": rule.addresses.len(),
                 "will_rot": rule.rotting(),
                 "names": rule.names.keys().map(|name| &**name).collect::<Vec<_>>(),
                 "programs": rule.evidence.programs.iter().map(|name| &**name).collect::<Vec<_>>(),

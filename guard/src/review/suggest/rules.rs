@@ -15,17 +15,11 @@ use crate::policy::services::{BUILT_IN, describe};
 /// An inbound service with more remotes than this is proposed for everyone.
 pub const PUBLIC: usize = 50;
 
-/// How wide networks may be that addresses are summed up to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How wide networks may be that addresses are summed up to. `None`: each address, or a network that was seen whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Widest {
-    pub v4: u8,
-    pub v6: u8,
-}
-
-impl Default for Widest {
-    fn default() -> Self {
-        Self { v4: 32, v6: 128 }
-    }
+    pub v4: Option<u8>,
+    pub v6: Option<u8>,
 }
 
 impl std::str::FromStr for Widest {
@@ -39,8 +33,8 @@ impl std::str::FromStr for Widest {
             if (1..=most).contains(&length) { Ok(length) } else { Err(fix()) }
         };
         match text.split_once(',') {
-            None => Ok(Self { v4: length(text, 32)?, v6: 128 }),
-            Some((v4, v6)) => Ok(Self { v4: length(v4, 32)?, v6: length(v6, 128)? }),
+            None => Ok(Self { v4: Some(length(text, 32)?), v6: None }),
+            Some((v4, v6)) => Ok(Self { v4: Some(length(v4, 32)?), v6: Some(length(v6, 128)?) }),
         }
     }
 }
@@ -54,15 +48,23 @@ pub struct Rule {
     /// Empty: everyone.
     pub remotes: Vec<IpNet>,
     pub evidence: Evidence,
-    /// Names that the remotes were asked as, each with how many addresses it had.
-    pub names: BTreeMap<Arc<str>, usize>,
-    /// How many addresses were seen.
-    pub addresses: usize,
+    /// Names that the remotes were asked as, each with the addresses that it had.
+    pub names: BTreeMap<Arc<str>, BTreeSet<IpAddr>>,
+    /// What was seen, each address once however many programs used it.
+    pub addresses: BTreeSet<IpAddr>,
     /// A flow that it is for: remote and service.
     pub sample: (IpAddr, u32),
 }
 
 impl Rule {
+    /// What another rule saw, too.
+    fn seen(&mut self, other: Self) {
+        self.addresses.extend(other.addresses);
+        for (name, addresses) in other.names {
+            self.names.entry(name).or_default().extend(addresses);
+        }
+    }
+
     #[must_use]
     pub fn is_public(&self) -> bool {
         self.remotes.is_empty()
@@ -71,7 +73,7 @@ impl Rule {
     /// Names of which there was more than one address.
     #[must_use]
     pub fn rotting(&self) -> Vec<&str> {
-        self.names.iter().filter(|(_, addresses)| **addresses > 1).map(|(name, _)| &**name).collect()
+        self.names.iter().filter(|(_, addresses)| addresses.len() > 1).map(|(name, _)| &**name).collect()
     }
 }
 
@@ -179,11 +181,11 @@ fn together(by_asked: BTreeMap<Asked, BTreeMap<IpAddr, Part>>) -> BTreeMap<Asked
 
 fn rule(asked: &Asked, parts: &BTreeMap<IpAddr, Part>, widest: Widest) -> Rule {
     let mut evidence = Evidence::default();
-    let mut names: BTreeMap<Arc<str>, usize> = BTreeMap::new();
-    for part in parts.values() {
+    let mut names: BTreeMap<Arc<str>, BTreeSet<IpAddr>> = BTreeMap::new();
+    for (remote, part) in parts {
         evidence.add(&part.evidence);
         for name in &part.names {
-            *names.entry(Arc::clone(name)).or_default() += 1;
+            names.entry(Arc::clone(name)).or_default().insert(*remote);
         }
     }
     let public = asked.direction == Direction::Inbound && parts.len() > PUBLIC;
@@ -195,7 +197,7 @@ fn rule(asked: &Asked, parts: &BTreeMap<IpAddr, Part>, widest: Widest) -> Rule {
         remotes,
         evidence,
         names,
-        addresses: parts.len(),
+        addresses: parts.keys().copied().collect(),
         sample: (sample, asked.service),
     }
 }
@@ -206,12 +208,8 @@ fn join_services(rules: &mut Vec<Rule>) {
         rules,
         |rule| (rule.direction, rule.remotes.clone(), rule.evidence.programs.clone()),
         |one, other| {
-            one.services.extend(other.services);
-            one.addresses = one.addresses.max(other.addresses);
-            for (name, addresses) in other.names {
-                let most = one.names.entry(name).or_default();
-                *most = addresses.max(*most);
-            }
+            one.services.extend(&other.services);
+            one.seen(other);
         },
     );
 }
@@ -222,16 +220,9 @@ fn join_programs(rules: &mut Vec<Rule>, widest: Widest) {
         rules,
         |rule| (rule.direction, rule.services.clone()),
         |one, other| {
-            one.addresses += other.addresses;
-            if !one.is_public() && !other.is_public() {
-                let remotes = std::mem::take(&mut one.remotes);
-                one.remotes = merge(remotes.into_iter().chain(other.remotes).collect(), widest);
-            } else {
-                one.remotes = Vec::new();
-            }
-            for (name, addresses) in other.names {
-                *one.names.entry(name).or_default() += addresses;
-            }
+            let public = one.is_public() || other.is_public();
+            one.seen(other);
+            one.remotes = if public { Vec::new() } else { sum_up(one.addresses.iter().copied(), widest) };
         },
     );
 }
@@ -253,22 +244,25 @@ fn join<K: Ord>(rules: &mut Vec<Rule>, key: impl Fn(&Rule) -> K, add: impl Fn(&m
     rules.extend(joined.into_values());
 }
 
-/// Addresses as networks: those that were seen whole, and, as far as `widest` allows, the smallest network that holds
-/// several.
+/// Addresses as networks: those that were seen whole, or, where `widest` allows it, the smallest network that holds those
+/// of one network of that width. Never wider than that: two such that lie side by side stay two.
 pub fn sum_up(addresses: impl Iterator<Item = IpAddr>, widest: Widest) -> Vec<IpNet> {
     let mut widened: BTreeMap<IpNet, (IpAddr, IpAddr)> = BTreeMap::new();
+    let mut whole: Vec<IpNet> = Vec::new();
     for address in addresses {
-        let length = if address.is_ipv4() { widest.v4 } else { widest.v6 };
-        let Ok(net) = IpNet::new(address, length) else { continue };
-        let span = widened.entry(net.trunc()).or_insert((address, address));
-        *span = (span.0.min(address), span.1.max(address));
+        match if address.is_ipv4() { widest.v4 } else { widest.v6 } {
+            None => whole.push(IpNet::from(address)),
+            Some(length) => {
+                let Ok(net) = IpNet::new(address, length) else { continue };
+                let span = widened.entry(net.trunc()).or_insert((address, address));
+                *span = (span.0.min(address), span.1.max(address));
+            }
+        }
     }
-    IpNet::aggregate(&widened.into_values().map(|(low, high)| around(low, high)).collect())
-}
-
-fn merge(nets: Vec<IpNet>, widest: Widest) -> Vec<IpNet> {
-    let hosts = nets.iter().all(|net| net.prefix_len() == net.max_prefix_len());
-    if hosts { sum_up(nets.into_iter().map(|net| net.addr()), widest) } else { IpNet::aggregate(&nets) }
+    let mut nets = IpNet::aggregate(&whole);
+    nets.extend(widened.into_values().map(|(low, high)| around(low, high)));
+    nets.sort_unstable();
+    nets
 }
 
 /// The smallest network that holds both.

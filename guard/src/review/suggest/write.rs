@@ -77,9 +77,11 @@ pub fn suggest(
         name
     };
     let names: Vec<String> = rules.iter().map(|rule| unique(name(rule), " ")).collect();
-    let mut lists = BTreeMap::new();
+    let mut lists: BTreeMap<String, (String, Vec<IpNet>)> = BTreeMap::new();
     for (rule, name) in rules.iter().zip(&names) {
-        if rule.remotes.len() > MOST_IN_A_RULE {
+        // Rules of the same addresses have one list.
+        let listed = lists.values().any(|(_, nets)| *nets == rule.remotes);
+        if rule.remotes.len() > MOST_IN_A_RULE && !listed {
             let group = unique(slug(name), "-");
             let file = format!("{stem}-{group}.txt");
             lists.insert(group, (file, rule.remotes.clone()));
@@ -132,6 +134,22 @@ impl Suggestion {
         let result = self.check_in(dir.path(), text);
         drop(dir);
         result
+    }
+
+    /// The same of a policy that rules were added to, beside which the files that it includes are.
+    pub fn check_beside(&self, path: &Path, text: &str) -> Result<(), SuggestError> {
+        let invalid = |error: std::io::Error| SuggestError::Invalid(error.to_string());
+        let dir = tempfile_dir().map_err(invalid)?;
+        let mut text = text.to_owned();
+        for (file, nets) in self.lists.values() {
+            let there = dir.path().join(file);
+            std::fs::write(&there, list_text(nets)).map_err(invalid)?;
+            let named = |file: &str| format!("{{ file: {} }}", quoted(file));
+            text = text.replace(&named(file), &named(&there.display().to_string()));
+        }
+        policy::load_str(&path.display().to_string(), &text)
+            .map(drop)
+            .map_err(|found| SuggestError::Invalid(found.render(false)))
     }
 
     fn check_in(&self, dir: &Path, text: &str) -> Result<(), SuggestError> {
@@ -309,8 +327,8 @@ impl Drop for TempDir {
 
 fn evidence_lines(rule: &Rule) -> Vec<String> {
     let mut lines = vec![seen(&rule.evidence)];
-    if rule.is_public() || rule.remotes.len() < rule.addresses {
-        lines.push(format!("{} addresses were seen", rule.addresses));
+    if rule.is_public() || rule.remotes.len() < rule.addresses.len() {
+        lines.push(format!("{} addresses were seen", rule.addresses.len()));
     }
     if !rule.names.is_empty() {
         let names: Vec<String> = rule.names.keys().take(6).map(|name| escape_line(name)).collect();
