@@ -45,7 +45,7 @@ pub const PLANTED: [(&str, &str); 12] = [
 ];
 
 /// Flows of one kind, as they come.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Talk {
     pub direction: Direction,
     pub protocol: u8,
@@ -316,7 +316,9 @@ pub fn write(directory: &Path, planted: bool) -> Result<()> {
     // New, and harmless: a mirror moved.
     let apt = Arc::new(program("/usr/lib/apt/methods/https", 9001, "_apt", "/usr/bin/apt-get"));
     for hour in [6, 18] {
-        let talk = Talk::out(6, "203.0.113.201", 443, &apt).named("deb.newmirror.example", "newmirror.example");
+        let mut talk = Talk::out(6, "203.0.113.201", 443, &apt).named("deb.newmirror.example", "newmirror.example");
+        // An address that several have.
+        talk.names.push("cdn.newmirror.example".into());
         flows.push((DAY_BEGINS + hour * 3600 * SECOND, talk));
     }
     if planted {

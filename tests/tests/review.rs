@@ -121,6 +121,151 @@ fn a_decision_hides_a_finding_until_it_is_taken_back() {
     assert!(out.contains("taken back") && out.contains("acknowledged by kim") || out.contains("by kim"), "{out}");
 }
 
+/// Acknowledging one thing is no look at the others: they stay, and the exit code says so.
+#[test]
+fn what_is_older_than_the_last_review_waits_for_one() {
+    let home = tempfile::tempdir().unwrap();
+    day::write(home.path(), true).unwrap();
+    let json = |arguments: &[&str]| -> (i32, serde_json::Value) {
+        let (code, out, error) = guard(home.path(), arguments);
+        (code, serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{error}")))
+    };
+    let ids = |report: &serde_json::Value| -> std::collections::BTreeSet<String> {
+        report["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|finding| finding["id"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    const LAST: [&str; 4] = ["report", "--since", "last-review", "--json"];
+    // Nobody has looked at anything yet: it is all that is kept.
+    let (code, before) = json(&LAST);
+    assert_eq!((code, ids(&before)), (1, ids(&json(&["report", "--json"]).1)));
+    let one = before["findings"][0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(guard(home.path(), &["ack", &one]).0, 0);
+    let (code, after) = json(&LAST);
+    let mut wanted = ids(&before);
+    wanted.remove(&one);
+    assert_eq!((code, ids(&after)), (1, wanted.clone()), "what nobody looked at is gone");
+    assert!(after["findings"].as_array().unwrap().iter().all(|finding| finding["older"] == true), "{after:#}");
+    assert!(!after["newer_than"].is_null() && after["to_review"] == 13 && after["learned"] == 8, "{after:#}");
+    // Taking it back is no review either, and brings it back.
+    assert_eq!(guard(home.path(), &["unack", &one]).0, 0);
+    assert_eq!((json(&LAST).0, ids(&json(&LAST).1)), (1, ids(&before)));
+    assert_eq!(guard(home.path(), &["ack", &one]).0, 0);
+    // What comes after stands before what is older, in its kind.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_micros() as i64;
+    let mut days = day::Days::begin(home.path(), now).unwrap();
+    let who = std::sync::Arc::new(day::program("/usr/bin/wget", 7, "ci", "/usr/bin/dash"));
+    days.put(&day::Talk::out(6, "203.0.113.222", 4443, &who).denied(), now).unwrap();
+    days.end(now).unwrap();
+    let (code, newer) = json(&LAST);
+    let denied: Vec<_> =
+        newer["findings"].as_array().unwrap().iter().filter(|finding| finding["kind"] == "outbound_denied").collect();
+    assert_eq!(code, 1);
+    assert!(denied.len() == 4 && denied[0]["remote"] == "203.0.113.222" && denied[0]["older"] == false, "{denied:#?}");
+    assert!(denied[1..].iter().all(|finding| finding["older"] == true), "{denied:#?}");
+    let (_, text, _) = guard(home.path(), &["report", "--since", "last-review"]);
+    assert!(text.contains("older: 21 groups of which nothing was seen since."), "{text}");
+    assert!(text.contains("listens since 2026-01-26 11:00Z, nobody came · older\n"), "{text}");
+    // All of them: then, and only then, the answer is yes.
+    let all = ids(&newer);
+    let mut arguments = vec!["ack"];
+    arguments.extend(all.iter().map(String::as_str));
+    assert_eq!(guard(home.path(), &arguments).0, 0);
+    let (code, out, _) = guard(home.path(), &["report", "--since", "last-review"]);
+    assert!(code == 0 && out.starts_with("nothing to review"), "{out}");
+}
+
+/// The same two numbers in every form: what was learned is told apart everywhere.
+#[test]
+fn every_form_counts_alike() {
+    let home = tempfile::tempdir().unwrap();
+    day::write(home.path(), true).unwrap();
+    let page = home.path().join("report.html");
+    let (code, said, error) = guard(home.path(), &["report", "--html", page.to_str().unwrap()]);
+    assert_eq!(code, 1, "{error}");
+    let counts = "14 groups to review, 8 learned and never reviewed";
+    assert!(said.starts_with(counts), "{said}");
+    assert!(fs::read_to_string(&page).unwrap().contains(&format!("<h1>{counts}</h1>")));
+    assert!(guard(home.path(), &["report"]).1.starts_with(counts));
+    assert!(guard(home.path(), &["report", "--markdown"]).1.starts_with(&format!("# guard report: {counts}\n")));
+    let json: serde_json::Value = serde_json::from_str(&guard(home.path(), &["report", "--json"]).1).unwrap();
+    assert_eq!((&json["to_review"], &json["learned"]), (&14.into(), &8.into()));
+    let first = json["findings"][0]["id"].as_str().unwrap();
+    let (_, said, _) = guard(home.path(), &["ack", first]);
+    assert!(said.contains("left: 13 groups to review, 8 learned and never reviewed"), "{said}");
+    let (_, said, _) = guard(home.path(), &["unack", first, "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&json["to_review"], &json["learned"]), (&14.into(), &8.into()));
+}
+
+/// Whoever looks at a group sees all of it: what stands in its oldest flow, too.
+#[test]
+fn show_is_of_all_flows_of_a_group() {
+    let home = tempfile::tempdir().unwrap();
+    let mut days = day::Days::begin(home.path(), day::BEGAN).unwrap();
+    let minute = 60_000_000;
+    let process = |pid| std::sync::Arc::new(day::program("/usr/bin/curl", pid, "ci", "/usr/bin/dash"));
+    let old = day::Talk::out(6, "203.0.113.9", 443, &process(11)).denied();
+    let old = day::Talk { names: vec!["old.example.org".into()], ..old };
+    let mut first = old.at(1, day::DAY_BEGINS);
+    first.head = b"GET /the-first-of-all".to_vec();
+    days.put_flow(first).unwrap();
+    let new = day::Talk::out(6, "203.0.113.9", 443, &process(22)).denied();
+    for number in 1..31 {
+        days.put_flow(new.at(number as u64 + 1, day::DAY_BEGINS + number * minute)).unwrap();
+    }
+    // Six more ports: with them it is shown as one.
+    for port in 1000..1006 {
+        days.put(&day::Talk::out(6, "203.0.113.9", port, &process(33)).denied(), day::DAY_BEGINS + 40 * minute)
+            .unwrap();
+    }
+    days.end(NOW).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&guard(home.path(), &["report", "--json"]).1).unwrap();
+    let finding = &report["findings"][0];
+    assert_eq!(finding["groups"].as_array().unwrap().len(), 7, "{report:#}");
+    let id = finding["id"].as_str().unwrap();
+    // One of its groups was decided on by itself; later all of them.
+    let member = finding["groups"][6].as_str().unwrap();
+    assert_eq!(guard(home.path(), &["ack", member, "--as", "kim", "--note", "of one"]).0, 0);
+    assert_eq!(guard(home.path(), &["unack", member, "--as", "kim"]).0, 0);
+    assert_eq!(guard(home.path(), &["ack", id, "--as", "lee"]).0, 0);
+    // What is acknowledged is not in the report, and can be looked at, and taken back, all the same.
+    assert_eq!(guard(home.path(), &["report"]).0, 0);
+    let (code, text, error) = guard(home.path(), &["show", id]);
+    assert!(code == 0 && text.contains("7 groups are shown as this one"), "{text}{error}");
+    assert_eq!(guard(home.path(), &["unack", id, "--as", "lee"]).0, 0);
+    let again: serde_json::Value = serde_json::from_str(&guard(home.path(), &["report", "--json"]).1).unwrap();
+    assert_eq!(again["findings"], report["findings"]);
+    let (code, text, error) = guard(home.path(), &["show", id]);
+    assert_eq!(code, 0, "{error}");
+    println!("{text}");
+    for wanted in [
+        "pid 11",
+        "pid 22",
+        "pid 33",
+        "asked as old.example.org",
+        "GET /the-first-o",
+        "flows    37: 2.2 kB out, 0 B in; the 10 newest",
+        "30 flows 2026-01-26 00:01-00:30Z",
+        "acknowledged by kim",
+        "for 1 of 7 groups: of one",
+        "acknowledged by lee",
+        "for 7 of 7 groups",
+    ] {
+        assert!(text.contains(wanted), "{wanted} is missing:\n{text}");
+    }
+    assert_eq!(text.matches("by lee").count(), 2, "what was decided at once is one line:\n{text}");
+    let shown: serde_json::Value = serde_json::from_str(&guard(home.path(), &["show", id, "--json"]).1).unwrap();
+    assert_eq!(shown["all"]["flows"], 37);
+    assert_eq!(shown["processes"].as_array().unwrap().len(), 3);
+    assert_eq!(shown["heads"].as_array().unwrap().len(), 2);
+    assert_eq!(shown["history"].as_array().unwrap().len(), 16);
+    assert_eq!(shown["flows"].as_array().unwrap().len(), 10);
+}
+
 #[test]
 fn what_is_rare_among_hosts_comes_first() {
     let homes: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();

@@ -83,7 +83,8 @@ fn decide(ids: &[String], decision: &Decision<'_>, instance: &InstanceArgs, glob
     let mut shown = Vec::new();
     // All or none: whoever mistypes one id does not have to find out what was done.
     for id in ids {
-        let chosen = resolve(&report, &reader, id)?;
+        // Taken back is all of it, what was acknowledged before, too.
+        let chosen = resolve(&report, &reader, id, !decision.acknowledged)?;
         shown.push(chosen.what.clone());
         acks.extend(chosen.members.iter().map(|member| {
             Ack {
@@ -99,11 +100,15 @@ fn decide(ids: &[String], decision: &Decision<'_>, instance: &InstanceArgs, glob
     journal::record(state.path(), &entry.details(serde_json::json!({ "ids": ids, "until": decision.until })));
     let after = report::of_directory(state.path(), Since::Everything, now)?;
     if global.json {
-        json_line(&serde_json::json!({ "written": acks, "to_review": after.findings.len() }))?;
+        let waiting = after.waiting();
+        json_line(&serde_json::json!({
+            "written": acks, "to_review": waiting.to_review, "learned": waiting.learned,
+        }))?;
     } else {
         let verb = if decision.acknowledged { "acknowledged" } else { "taken back" };
         let mut text: Vec<String> = shown.iter().map(|what| format!("{verb}: {}", escape_line(what))).collect();
-        text.push(format!("by {} ({}), {} left to review", escape_line(&by.name), by.by, after.findings.len()));
+        let left = words::waiting(after.waiting());
+        text.push(format!("by {} ({}); left: {left}", escape_line(&by.name), escape_line(&by.by)));
         print(&text.join("\n"))?;
     }
     Ok(Exit::Good)
@@ -117,12 +122,19 @@ pub struct Chosen {
     pub what: String,
 }
 
-/// By what the report shows, else by any group that is known. Refuses what several begin with.
-pub fn resolve(report: &Report, reader: &Reader, beginning: &str) -> anyhow::Result<Chosen> {
+/// By what the report shows, else by what it would show if nothing were acknowledged (`whole`: by that alone), else by any
+/// group that is known. Refuses what several begin with.
+pub fn resolve(report: &Report, reader: &Reader, beginning: &str, whole: bool) -> anyhow::Result<Chosen> {
     if beginning.is_empty() || !beginning.chars().all(|c| c.is_ascii_hexdigit()) {
         bail!("\"{}\" is no id: ids are hex digits, as `guard report` shows them", escape_line(beginning));
     }
-    let mut found: Vec<Chosen> = report.by_id(beginning).into_iter().map(of_finding).collect();
+    let shown = if whole { Vec::new() } else { report.by_id(beginning) };
+    let mut found: Vec<Chosen> = shown.into_iter().map(of_finding).collect();
+    for finding in report.every_by_id(beginning) {
+        if !found.iter().any(|chosen| chosen.id == finding.id()) {
+            found.push(of_finding(finding));
+        }
+    }
     for row in reader.groups_by_id(beginning)? {
         if !found.iter().any(|chosen| chosen.id == row.id) {
             let program = row.group.program.as_deref().unwrap_or("unknown program");

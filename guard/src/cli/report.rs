@@ -11,6 +11,7 @@ use super::{
 use crate::review::{
     render,
     report::{self, Report, Since},
+    words,
 };
 
 /// Say what is uncommon and not yet acknowledged: what was denied, what is new, which processes are unusual
@@ -20,7 +21,8 @@ use crate::review::{
         guard report --since last-review\n  \
         guard report --since 2026-01-02T03:04Z --html report.html\n  \
         guard report --from db1/ web1/ web2/        # state directories of other hosts, as one\n\n\
-        Exit code 1 while something is unacknowledged.")]
+        last-review: all that nobody has acknowledged, what came since the last acknowledgement first.\n\
+        Exit code 1 while something is unacknowledged (with --since TIME: something of that time).")]
 pub struct ReportArgs {
     /// A time (2026-01-02, 2026-01-02T03:04Z), an age (90min, 12h, 7d), or last-review [default: all that is kept]
     #[arg(long, value_name = "TIME", value_parser = since)]
@@ -71,8 +73,8 @@ impl FormArgs {
             print(&render::markdown::render(report))?;
         } else if let Some(path) = &self.html {
             print(&format!(
-                "{} to review: {}",
-                report.findings.len(),
+                "{}: {}",
+                words::waiting(report.waiting()),
                 super::output::escape_line(&path.display().to_string())
             ))?;
         } else {

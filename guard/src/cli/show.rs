@@ -1,4 +1,4 @@
-use std::{fmt::Write as _, ops::ControlFlow};
+use std::{collections::BTreeSet, fmt::Write as _, ops::ControlFlow};
 
 use anyhow::Context;
 use clap::Args;
@@ -11,16 +11,22 @@ use super::{
     time::now_us,
 };
 use crate::{
-    record::{clock::timestamp, view::bytes, who::FoundBy},
+    daemon::report::thousands,
+    record::{
+        clock::timestamp,
+        view::bytes,
+        who::{FoundBy, Who},
+    },
     review::{
-        acks::Acks,
+        acks::{Ack, Acks},
         findings::Finding,
+        group::Id,
         observed::{Fate, Observed},
         render,
         report::{self, Report, Since},
         words,
     },
-    store::{self, GroupRow, Reader, Span},
+    store::{self, GroupRow, Head, OfGroups, Reader, Span},
 };
 
 /// Say all that is known of one group: its flows, its process and who started it, names, first bytes, nearest rule
@@ -40,12 +46,18 @@ pub struct ShowArgs {
 /// One group with its flows.
 struct Shown {
     report: Report,
-    reader: Reader,
     acks: Acks,
     chosen: Chosen,
     flows: Vec<Observed>,
     groups: Vec<GroupRow>,
+    /// Of all flows, not only of those that are listed.
+    all: OfGroups,
 }
+
+/// Processes, distinct first bytes and names that are written out; `--json` has all.
+const PROCESSES: usize = 5;
+const HEADS: usize = 3;
+const NAMES: usize = 16;
 
 fn read(instance: &InstanceArgs, id: &str, most: usize) -> anyhow::Result<Shown> {
     let directory = instance.state_dir();
@@ -53,7 +65,7 @@ fn read(instance: &InstanceArgs, id: &str, most: usize) -> anyhow::Result<Shown>
     let report = report::of_directory(&directory, Since::Everything, now)?;
     let reader = Reader::open(&directory.join(store::FILE))?.context("there is no store")?;
     reader.hold()?;
-    let chosen = resolve(&report, &reader, id)?;
+    let chosen = resolve(&report, &reader, id, false)?;
     let mut groups = reader.groups(i64::MIN)?;
     groups.retain(|row| chosen.members.contains(&row.id) || of_service(row, &report, &chosen));
     let mut flows = Vec::new();
@@ -65,7 +77,8 @@ fn read(instance: &InstanceArgs, id: &str, most: usize) -> anyhow::Result<Shown>
     }
     flows.sort_by_key(|flow| std::cmp::Reverse((flow.first, flow.flow_id)));
     flows.truncate(most.max(1));
-    Ok(Shown { report, reader, acks: Acks::read(&directory)?, chosen, flows, groups })
+    let all = reader.of_groups(&groups.iter().map(|row| row.number).collect::<Vec<_>>())?;
+    Ok(Shown { report, acks: Acks::read(&directory)?, chosen, flows, groups, all })
 }
 
 /// A service stands for whoever comes to it.
@@ -74,7 +87,7 @@ fn of_service(row: &GroupRow, report: &Report, chosen: &Chosen) -> bool {
     !group.denied
         && group.direction == guard_common::Direction::Inbound
         && crate::review::findings::service_group(group.program.clone(), group.service).id() == chosen.id
-        && report.by_id(&chosen.id.to_string()).iter().any(|finding| finding.services == 1)
+        && report.finding(chosen.id).is_some_and(|finding| finding.services == 1)
 }
 
 /// The newest flow of a group, as `explain` reads it.
@@ -107,12 +120,11 @@ pub fn run(args: &ShowArgs, global: &Global) -> anyhow::Result<Exit> {
 
 impl Shown {
     fn finding(&self) -> Option<&Finding> {
-        self.report.findings.iter().find(|finding| finding.id() == self.chosen.id)
+        self.report.finding(self.chosen.id)
     }
 
     fn is_unusual(&self) -> bool {
-        !self.chosen.unusual.is_empty()
-            || self.flows.iter().filter_map(|flow| flow.who.as_ref()).any(|who| !who.unusual.is_empty())
+        !self.chosen.unusual.is_empty() || self.all.processes.iter().any(|process| !process.who.unusual.is_empty())
     }
 
     fn text(&self, explained: Option<&str>, style: Style) -> String {
@@ -144,21 +156,37 @@ impl Shown {
             }
         }
         self.write_process(text)?;
-        let mut names: Vec<&str> = self.flows.iter().flat_map(|flow| flow.names.iter().map(|name| &**name)).collect();
-        names.sort_unstable();
-        names.dedup();
+        let names = &self.all.names;
         if !names.is_empty() {
-            writeln!(text, "asked as {}   (labels of the DNS answers, no proof)", escape_line(&names.join(", ")))?;
+            let shown: Vec<&str> = names.iter().take(NAMES).map(|name| &**name).collect();
+            let more = more(names.len().saturating_sub(NAMES) as u64);
+            writeln!(
+                text,
+                "asked as {}{more}   (labels of the DNS answers, no proof)",
+                escape_line(&shown.join(", "))
+            )?;
         }
-        writeln!(text, "flows    {} newest", self.flows.len())?;
+        let [inbound, outbound] = self.all.bytes;
+        writeln!(
+            text,
+            "flows    {}: {} out, {} in; the {} newest",
+            thousands(self.all.flows),
+            bytes(outbound),
+            bytes(inbound),
+            self.flows.len()
+        )?;
         for flow in &self.flows {
             writeln!(text, "         {}", escape_line(&line(flow)))?;
         }
-        if let Some(flow) = self.flows.iter().find(|flow| !flow.head.is_empty()) {
-            writeln!(text, "bytes    the first {} of a packet of {}", flow.head.len(), time(flow.first))?;
-            for (at, chunk) in flow.head.chunks(16).enumerate() {
+        for head in self.all.heads.iter().take(HEADS) {
+            writeln!(text, "{}", head_line(head))?;
+            for (at, chunk) in head.bytes.chunks(16).enumerate() {
                 writeln!(text, "         {}", hex_line(at * 16, chunk))?;
             }
+        }
+        let heads = self.all.more_heads + self.all.heads.len().saturating_sub(HEADS) as u64;
+        if heads > 0 {
+            writeln!(text, "         and {} other first bytes: --json", thousands(heads))?;
         }
         match explained {
             Some(explained) => {
@@ -167,76 +195,146 @@ impl Shown {
             }
             None => writeln!(text, "policy   none runs here that could be asked")?,
         }
-        for ack in self.history() {
+        for (ack, groups) in self.history() {
             let verb = if ack.acknowledged { "acknowledged" } else { "taken back" };
             let until = ack.until.map(|until| format!(" until {}", time(until))).unwrap_or_default();
             let key = ack.by.key.as_ref().map(|key| format!(", key {key}")).unwrap_or_default();
             let note = ack.note.as_ref().map(|note| format!(": {note}")).unwrap_or_default();
-            let by = format!("{} ({}, uid {}{key}){note}", ack.by.name, ack.by.by, ack.by.uid);
+            let of = match (groups, self.chosen.members.len()) {
+                (_, 1) => String::new(),
+                (some, all) => format!(" for {some} of {all} groups"),
+            };
+            let by = format!("{} ({}, uid {}{key}){of}{note}", ack.by.name, ack.by.by, ack.by.uid);
             writeln!(text, "history  {} {verb}{until} by {}", time(ack.at), escape_line(&by))?;
         }
         Ok(())
     }
 
     fn write_process(&self, text: &mut String) -> std::fmt::Result {
-        let Some(who) = self.flows.iter().find_map(|flow| flow.who.as_ref()) else {
-            return writeln!(text, "process  unknown");
-        };
-        let program = who.program().unwrap_or("unknown program");
-        writeln!(
-            text,
-            "process  {}{}  pid {}  ({})",
-            escape_line(program),
-            words::exe_kind(who),
-            who.pid,
-            found_by(who.found_by)
-        )?;
-        if !who.args.is_empty() {
-            let more = if who.args_cut { " …" } else { "" };
-            let args: Vec<String> = who.args.iter().map(|arg| escape_line(arg)).collect();
-            writeln!(text, "         called as: {}{more}", args.join(" "))?;
+        for process in self.all.processes.iter().take(PROCESSES) {
+            write_who(text, &process.who)?;
+            if self.all.processes.len() > 1 {
+                let when = words::span(process.first, process.last);
+                writeln!(text, "         {} {when}", words::count(process.flows, "flow", "flows"))?;
+            }
         }
-        let mut facts = Vec::new();
-        facts.extend(who.user.clone().or(who.uid.map(|uid| uid.to_string())).map(|user| format!("user {user}")));
-        facts.extend(who.unit.as_ref().map(|unit| format!("unit {unit}")));
-        facts.extend(
-            who.container
-                .as_ref()
-                .map(|container| format!("container {} {}", container.name.as_deref().unwrap_or(""), container.id)),
-        );
-        facts.extend(who.netns.map(|netns| format!("network namespace {netns}")));
-        if !facts.is_empty() {
-            writeln!(text, "         {}", escape_line(&facts.join(", ")))?;
+        let processes = self.all.more_processes + self.all.processes.len().saturating_sub(PROCESSES) as u64;
+        if processes > 0 {
+            writeln!(text, "         and {}: --json", words::count(processes, "other process", "other processes"))?;
         }
-        for (depth, parent) in who.parents.iter().enumerate() {
-            let parent = format!("{}^ {} pid {}", "  ".repeat(depth), parent.exe, parent.pid);
-            writeln!(text, "         {}", escape_line(&parent))?;
+        match (self.all.unknown, self.all.processes.is_empty()) {
+            (0, false) => Ok(()),
+            (_, true) => writeln!(text, "process  unknown"),
+            (flows, false) => writeln!(text, "         unknown for {}", words::count(flows, "flow", "flows")),
         }
-        who.unusual.iter().try_for_each(|unusual| writeln!(text, "         UNUSUAL: it {}", unusual.sentence()))
     }
 
-    fn history(&self) -> impl Iterator<Item = &crate::review::acks::Ack> {
-        let first = self.chosen.members.first().copied().unwrap_or(self.chosen.id);
-        self.acks.history(first)
+    /// Every decision on any of its groups, the oldest first, and for how many of them it was made: one that was made on
+    /// several at once is one.
+    fn history(&self) -> Vec<(&Ack, usize)> {
+        let members: BTreeSet<Id> = self.chosen.members.iter().copied().collect();
+        let mut all: Vec<(&Ack, usize)> = Vec::new();
+        let mut of_members: Vec<&Ack> = members.iter().flat_map(|member| self.acks.history(*member)).collect();
+        of_members.sort_by_key(|ack| ack.at);
+        for ack in of_members {
+            let same = |other: &Ack| Ack { id: ack.id.clone(), ..other.clone() } == *ack;
+            match all.iter_mut().rev().take_while(|(other, _)| other.at == ack.at).find(|(other, _)| same(other)) {
+                Some((_, groups)) => *groups += 1,
+                None => all.push((ack, 1)),
+            }
+        }
+        all
     }
 
     fn json(&self, explained: Option<&serde_json::Value>) -> serde_json::Value {
-        let _ = &self.reader;
+        let members: BTreeSet<Id> = self.chosen.members.iter().copied().collect();
+        let mut history: Vec<&Ack> = members.iter().flat_map(|member| self.acks.history(*member)).collect();
+        history.sort_by_key(|ack| ack.at);
+        let stamp = |us: i64| timestamp(i128::from(us) * 1000);
+        let processes = self.all.processes.iter().map(|process| {
+            serde_json::json!({
+                "who": process.who, "flows": process.flows, "first": stamp(process.first), "last": stamp(process.last),
+            })
+        });
+        let heads = self
+            .all
+            .heads
+            .iter()
+            .map(|head| serde_json::json!({"head": hex(&head.bytes), "flows": head.flows, "last": stamp(head.at)}));
         serde_json::json!({
             "id": self.chosen.id.to_string(),
             "what": self.chosen.what,
             "groups": self.groups.iter().map(|row| row.id.to_string()).collect::<Vec<_>>(),
             "finding": self.finding().map(|finding| render::json::one(&self.report, finding)),
+            "all": {
+                "flows": self.all.flows, "program_unknown": self.all.unknown,
+                "packets_in": self.all.packets[0], "packets_out": self.all.packets[1],
+                "bytes_in": self.all.bytes[0], "bytes_out": self.all.bytes[1],
+            },
+            "processes": processes.collect::<Vec<_>>(),
+            "more_processes": self.all.more_processes,
+            "names": self.all.names,
+            "heads": heads.collect::<Vec<_>>(),
+            "more_heads": self.all.more_heads,
             "flows": self.flows.iter().map(flow_json).collect::<Vec<_>>(),
             "policy": explained,
-            "history": self.history().collect::<Vec<_>>(),
+            "history": history,
         })
     }
 }
 
+fn write_who(text: &mut String, who: &Who) -> std::fmt::Result {
+    let program = who.program().unwrap_or("unknown program");
+    writeln!(
+        text,
+        "process  {}{}  pid {}  ({})",
+        escape_line(program),
+        words::exe_kind(who),
+        who.pid,
+        found_by(who.found_by)
+    )?;
+    if !who.args.is_empty() {
+        let more = if who.args_cut { " …" } else { "" };
+        let args: Vec<String> = who.args.iter().map(|arg| escape_line(arg)).collect();
+        writeln!(text, "         called as: {}{more}", args.join(" "))?;
+    }
+    let mut facts = Vec::new();
+    facts.extend(who.user.clone().or(who.uid.map(|uid| uid.to_string())).map(|user| format!("user {user}")));
+    facts.extend(who.unit.as_ref().map(|unit| format!("unit {unit}")));
+    facts.extend(
+        who.container
+            .as_ref()
+            .map(|container| format!("container {} {}", container.name.as_deref().unwrap_or(""), container.id)),
+    );
+    facts.extend(who.netns.map(|netns| format!("network namespace {netns}")));
+    if !facts.is_empty() {
+        writeln!(text, "         {}", escape_line(&facts.join(", ")))?;
+    }
+    for (depth, parent) in who.parents.iter().enumerate() {
+        let parent = format!("{}^ {} pid {}", "  ".repeat(depth), parent.exe, parent.pid);
+        writeln!(text, "         {}", escape_line(&parent))?;
+    }
+    who.unusual.iter().try_for_each(|unusual| writeln!(text, "         UNUSUAL: it {}", unusual.sentence()))
+}
+
+fn more(count: u64) -> String {
+    if count > 0 { format!(" and {} more", thousands(count)) } else { String::new() }
+}
+
+fn head_line(head: &Head) -> String {
+    let of = match head.flows {
+        1 => format!("a packet of {}", time(head.at)),
+        many => format!("packets of {} flows, the last of {}", thousands(many), time(head.at)),
+    };
+    format!("bytes    the first {} of {of}", head.bytes.len())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// One flow, for programs.
 pub fn flow_json(flow: &Observed) -> serde_json::Value {
-    let hex: String = flow.head.iter().map(|byte| format!("{byte:02x}")).collect();
     serde_json::json!({
         "flow_id": flow.flow_id,
         "host": flow.host,
@@ -260,7 +358,7 @@ pub fn flow_json(flow: &Observed) -> serde_json::Value {
         "adopted": flow.adopted,
         "who": flow.who,
         "names": flow.names,
-        "head": hex,
+        "head": hex(&flow.head),
     })
 }
 

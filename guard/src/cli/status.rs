@@ -15,7 +15,7 @@ use crate::{
     },
     journal::{self, Event},
     record::clock::{Clock, unix_now},
-    review,
+    review::report::{self, Since, Waiting},
 };
 
 /// Say what the kernel enforces, read back from it
@@ -31,7 +31,10 @@ pub struct StatusArgs {
 
 pub fn run(args: &StatusArgs, global: &Global) -> anyhow::Result<Exit> {
     let mut report = read(&args.instance)?;
-    (report.to_review, report.alerts) = recorded(&args.instance).unzip();
+    let (waiting, alerts) = recorded(&args.instance).unzip();
+    report.alerts = alerts;
+    report.to_review = waiting.map(|waiting| waiting.to_review);
+    report.learned = waiting.map(|waiting| waiting.learned);
     if global.json {
         output::json_line(&report)?;
     } else {
@@ -42,7 +45,7 @@ pub fn run(args: &StatusArgs, global: &Global) -> anyhow::Result<Exit> {
 
 /// How many findings wait, and what the watch told in the last day; `None` where there is no store, or it is too large to be
 /// summed up while somebody waits.
-fn recorded(args: &InstanceArgs) -> Option<(usize, usize)> {
+fn recorded(args: &InstanceArgs) -> Option<(Waiting, usize)> {
     const QUICK_BYTES: u64 = 128 << 20;
     const DAY: i64 = 86_400_000_000;
     let directory = args.state_dir();
@@ -51,9 +54,9 @@ fn recorded(args: &InstanceArgs) -> Option<(usize, usize)> {
         return None;
     }
     let now = i64::try_from(unix_now() / 1000).unwrap_or(0);
-    let report = review::report::of_directory(&directory, review::report::Since::Everything, now).ok()?;
+    let report = report::of_directory(&directory, Since::Everything, now).ok()?;
     let alerts = report.alerts.iter().filter(|(_, alert)| alert.over.unwrap_or(alert.at) >= now - DAY).count();
-    Some((report.findings.len(), alerts))
+    Some((report.waiting(), alerts))
 }
 
 /// All that is known, but for what waits for a review.

@@ -143,6 +143,7 @@ pub fn report(sources: Sources<'_>) -> Report {
         daemon: sources.daemon,
         gaps: sources.gaps,
         to_review: None,
+        learned: None,
         alerts: None,
         problems,
         missing: read.missing.clone(),

@@ -48,8 +48,10 @@ pub struct Report {
     pub rejected: Rejected,
     pub lost: Lost,
     pub daemon: Option<DaemonStatus>,
-    /// Groups that nobody has acknowledged; `None` where that is not known.
+    /// Groups that nobody has acknowledged, but for those that were learned; `None` where that is not known.
     pub to_review: Option<usize>,
+    /// Groups that were learned, and nobody has acknowledged; `None` where that is not known.
+    pub learned: Option<usize>,
     /// What the watch told in the last day; `None` where that is not known.
     pub alerts: Option<usize>,
     /// Why `enforcing` is false though the mode enforces: each in a sentence.

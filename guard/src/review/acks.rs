@@ -126,10 +126,10 @@ impl Acks {
         self.history.iter().filter(move |ack| ack.id == id)
     }
 
-    /// Of anything.
+    /// The last acknowledgement of anything. Taking one back is no review.
     #[must_use]
     pub fn last(&self) -> Option<&Ack> {
-        self.history.iter().max_by_key(|ack| ack.at)
+        self.history.iter().filter(|ack| ack.acknowledged).max_by_key(|ack| ack.at)
     }
 }
 
@@ -163,7 +163,7 @@ mod tests {
         assert!(acks.holding(Id(1), 30).is_none());
         assert!(acks.holding(Id(2), 49).is_some() && acks.holding(Id(2), 50).is_none());
         assert_eq!(acks.history(Id(1)).count(), 2);
-        assert_eq!(acks.last().unwrap().at, 20);
+        assert_eq!(acks.last().unwrap().at, 11, "taking back is no review");
     }
 
     #[test]

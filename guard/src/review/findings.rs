@@ -107,6 +107,8 @@ pub struct Finding {
     pub listener: Option<ListenerRow>,
     /// Hosts on which it was seen.
     pub hosts: Vec<Arc<str>>,
+    /// Nothing of it was seen since the last review, where that was asked: it waits all the same.
+    pub older: bool,
 }
 
 impl Finding {
@@ -119,6 +121,16 @@ impl Finding {
             remote_groups: 1,
             listener: None,
             hosts: vec![Arc::clone(host)],
+            older: false,
+        }
+    }
+
+    /// When it was seen last; of a port to which nobody came, when it began to listen.
+    #[must_use]
+    pub fn last(&self) -> i64 {
+        match &self.listener {
+            Some(row) if self.facts.flows == 0 => row.fresh,
+            _ => self.facts.last,
         }
     }
 
@@ -139,6 +151,8 @@ impl Finding {
 pub struct Times<'a> {
     pub since: i64,
     pub learned_until: i64,
+    /// From when on the new remotes of a known service are counted.
+    pub counted_since: i64,
     pub services: &'a KnownServices,
 }
 
@@ -255,7 +269,10 @@ fn inbound_services(
                     .findings
                     .extend(shown.map(|member| Finding::one(Kind::InboundFirstSeen, Facts::clone(member), host)));
             } else {
-                found.everyday.push((key.1, key.0, new.len() as u64));
+                let counted = new.iter().filter(|member| member.last >= times.counted_since).count();
+                if counted > 0 {
+                    found.everyday.push((key.1, key.0, counted as u64));
+                }
             }
         }
     }
@@ -320,6 +337,7 @@ pub fn merge_hosts(hosts: Vec<Vec<Finding>>) -> Vec<Finding> {
             Some(&at) => {
                 let same: &mut Finding = &mut all[at];
                 same.facts.merge(&finding.facts);
+                same.older &= finding.older;
                 let known: HashSet<Id> = same.members.iter().copied().collect();
                 same.members.extend(finding.members.into_iter().filter(|member| !known.contains(member)));
                 for host in finding.hosts {
@@ -338,8 +356,17 @@ pub fn merge_hosts(hosts: Vec<Vec<Finding>>) -> Vec<Finding> {
     all
 }
 
-/// By kind; the rarest host first; what is many in one, after what is one; the latest first.
-fn order(finding: &Finding) -> (Kind, usize, bool, std::cmp::Reverse<i64>, Id) {
+/// Marks what nothing was seen of since a review, and puts it after the rest of its kind.
+pub fn mark_older(findings: &mut [Finding], reviewed: i64) {
+    for finding in findings.iter_mut() {
+        finding.older = finding.last() < reviewed;
+    }
+    findings.sort_by_key(order);
+}
+
+/// By kind; what is older than the last review behind; the rarest host first; what is many in one, after what is one; the
+/// latest first.
+fn order(finding: &Finding) -> (Kind, bool, usize, bool, std::cmp::Reverse<i64>, Id) {
     let last = std::cmp::Reverse(finding.facts.last);
-    (finding.kind, finding.hosts.len(), finding.members.len() > 1, last, finding.id())
+    (finding.kind, finding.older, finding.hosts.len(), finding.members.len() > 1, last, finding.id())
 }

@@ -171,7 +171,13 @@ impl<'a> Recorded<'a> {
         };
         // Whoever says since when has something to compare with: all that is before.
         let learned_until = if self.since.is_some() { i64::MIN } else { began.saturating_add(LEARNING_US) };
-        let found = findings::find(&all, &[], Times { since, learned_until, services: &services }, &host, &|_| false);
+        let found = findings::find(
+            &all,
+            &[],
+            Times { since, learned_until, counted_since: since, services: &services },
+            &host,
+            &|_| false,
+        );
         let mut ids: Vec<Id> = all.iter().map(|facts| facts.id).collect();
         ids.extend(found.findings.iter().map(Finding::id));
         ids.sort_unstable();

@@ -22,7 +22,8 @@ use crate::store::{self, Alert, BackgroundLine, Coverage, GroupRow, LEARNING_US,
 pub enum Since {
     /// All that is kept.
     Everything,
-    /// The last decision that was made on anything here.
+    /// All that is kept, told apart by the last acknowledgement: what came or went on since, and what waits for longer.
+    /// Background, alerts and coverage are of the time since.
     LastReview,
     /// Unix time in microseconds.
     Time(i64),
@@ -35,11 +36,15 @@ pub struct Report {
     pub span: Option<Span>,
     /// The last review: when, and who.
     pub reviewed: Option<(i64, String)>,
+    /// Background, alerts and coverage begin here: the last review, where that was asked.
+    pub newer: Option<i64>,
     pub coverage: Vec<(Arc<str>, Coverage)>,
     /// Not acknowledged.
     pub findings: Vec<Finding>,
     /// Findings that are.
     pub acknowledged: usize,
+    /// What would be shown if nothing were acknowledged: of one host.
+    every: Vec<Finding>,
     pub background: Vec<BackgroundLine>,
     /// Known inbound services with many new remotes: (service, program, new remotes).
     pub everyday: Vec<(super::group::Service, Option<Arc<str>>, u64)>,
@@ -72,12 +77,15 @@ pub fn of_directory(directory: &Path, since: Since, now: i64) -> Result<Report, 
     let reviewed = acks.last().map(|ack| (ack.at, ack.by.name.clone()));
     let began = reader.began()?;
     let until = now.max(began);
-    let since = match since {
-        Since::Everything => began,
-        Since::LastReview => reviewed.as_ref().map_or(began, |(at, _)| *at),
+    let asked = since;
+    let since = match asked {
+        // Acknowledging one of twelve does not look at the other eleven: they stay until somebody does.
+        Since::Everything | Since::LastReview => began,
         Since::Time(at) => at,
     };
+    let newer = if asked == Since::LastReview { reviewed.as_ref().map(|(at, _)| *at) } else { None };
     let span = Span { since, until };
+    let newly = Span { since: newer.unwrap_or(since), until };
     let facts = facts::of_store(&reader, span)?;
     let host = reader.host().map_or_else(|| Arc::from("unknown"), |(host, _)| host);
     let hidden = |facts: &Facts| {
@@ -86,12 +94,16 @@ pub fn of_directory(directory: &Path, since: Since, now: i64) -> Result<Report, 
     let listeners = reader.listeners()?;
     let groups = reader.groups(i64::MIN)?;
     let services = known_services(&groups, since);
-    let times = Times { since, learned_until: began.saturating_add(LEARNING_US), services: &services };
-    let found = findings::find(&facts, &listeners, times, &host, &hidden);
+    let learned_until = began.saturating_add(LEARNING_US);
+    let times = Times { since, learned_until, counted_since: newly.since, services: &services };
+    let mut found = findings::find(&facts, &listeners, times, &host, &hidden);
     let all = findings::find(&facts, &listeners, times, &host, &|_| false);
     let shown: BTreeSet<Id> = found.findings.iter().flat_map(|finding| finding.members.iter().copied()).collect();
     let acknowledged =
         all.findings.iter().flat_map(|finding| &finding.members).filter(|member| !shown.contains(member)).count();
+    if let Some(reviewed) = newer {
+        findings::mark_older(&mut found.findings, reviewed);
+    }
     let mut ids: BTreeSet<Id> = groups.iter().map(|row| row.id).collect();
     ids.extend(all.findings.iter().map(Finding::id));
     let mut notices = set_aside(directory);
@@ -99,14 +111,16 @@ pub fn of_directory(directory: &Path, since: Since, now: i64) -> Result<Report, 
         notices.push(format!("{} lines of {} are no decisions and were passed over", acks.unread, super::acks::FILE));
     }
     Ok(Report {
-        coverage: vec![(Arc::clone(&host), reader.coverage(span))],
-        alerts: reader.alerts(span)?.into_iter().map(|alert| (Arc::clone(&host), alert)).collect(),
+        coverage: vec![(Arc::clone(&host), reader.coverage(newly))],
+        alerts: reader.alerts(newly)?.into_iter().map(|alert| (Arc::clone(&host), alert)).collect(),
         hosts: vec![host],
         span: Some(span),
         reviewed,
+        newer,
         findings: found.findings,
         acknowledged,
-        background: reader.background(span)?.lines,
+        every: all.findings,
+        background: reader.background(newly)?.lines,
         everyday: found.everyday,
         notices,
         read: Vec::new(),
@@ -152,6 +166,10 @@ pub fn of_directories(directories: &[PathBuf], since: Since, now: i64) -> Result
                 if report.reviewed.as_ref().map(|(at, _)| at) > merged.reviewed.as_ref().map(|(at, _)| at) {
                     merged.reviewed = report.reviewed;
                 }
+                merged.newer = match (merged.newer, report.newer) {
+                    (Some(a), Some(b)) => Some(a.min(b)),
+                    (a, b) => a.or(b),
+                };
                 merge_background(&mut merged.background, report.background);
                 per_host.push(report.findings);
             }
@@ -201,6 +219,15 @@ fn set_aside(directory: &Path) -> Vec<String> {
     names
 }
 
+/// Findings that wait, all of them unacknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Denied, new or unusual.
+    pub to_review: usize,
+    /// First seen while guard learned what is usual here.
+    pub learned: usize,
+}
+
 /// Flows by what became of them, over all findings of a report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
@@ -228,6 +255,13 @@ impl Report {
     #[must_use]
     pub fn next(&self, kind: Kind) -> &'static str {
         if self.is_of_others() { kind.next_of_others() } else { kind.next() }
+    }
+
+    /// The same two numbers in every form of a report, in `ack` and in `status`.
+    #[must_use]
+    pub fn waiting(&self) -> Waiting {
+        let learned = self.of_kind(Kind::Learned).count();
+        Waiting { to_review: self.findings.len() - learned, learned }
     }
 
     #[must_use]
@@ -278,6 +312,19 @@ impl Report {
     pub fn by_id(&self, beginning: &str) -> Vec<&Finding> {
         let beginning = beginning.to_ascii_lowercase();
         self.findings.iter().filter(|finding| finding.id().to_string().starts_with(&beginning)).collect()
+    }
+
+    /// The same of all that is known, what is acknowledged too.
+    #[must_use]
+    pub fn every_by_id(&self, beginning: &str) -> Vec<&Finding> {
+        let beginning = beginning.to_ascii_lowercase();
+        self.every.iter().filter(|finding| finding.id().to_string().starts_with(&beginning)).collect()
+    }
+
+    /// One finding, acknowledged or not.
+    #[must_use]
+    pub fn finding(&self, id: Id) -> Option<&Finding> {
+        self.findings.iter().chain(&self.every).find(|finding| finding.id() == id)
     }
 
     /// Findings of one kind, in order.

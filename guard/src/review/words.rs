@@ -6,6 +6,7 @@ use super::{
     facts::Facts,
     findings::{Finding, Kind},
     group::Remote,
+    report::Waiting,
 };
 use crate::{
     daemon::report::{duration, thousands},
@@ -18,6 +19,18 @@ use crate::{
 };
 
 const SECOND: i64 = 1_000_000;
+
+/// `nothing to review`, `14 groups to review, 8 learned and never reviewed`.
+#[must_use]
+pub fn waiting(waiting: Waiting) -> String {
+    let learned = format!("{} learned and never reviewed", thousands(waiting.learned as u64));
+    match (waiting.to_review, waiting.learned) {
+        (0, 0) => "nothing to review".to_owned(),
+        (0, _) => format!("nothing new to review, {learned}"),
+        (groups, 0) => format!("{} to review", count(groups as u64, "group", "groups")),
+        (groups, _) => format!("{} to review, {learned}", count(groups as u64, "group", "groups")),
+    }
+}
 
 /// `out tcp 203.0.113.9:4444`, `in tcp/9001 from 198.51.100.0/24`.
 #[must_use]
@@ -104,11 +117,18 @@ pub fn parts(finding: &Finding) -> Vec<String> {
         parts.push(format!("the program {}", unusual.sentence()));
     }
     parts.extend(why(finding));
-    if facts.names.len() > 1 {
-        let names: Vec<&str> = facts.names.iter().map(|name| &**name).collect();
-        parts.push(format!("asked as {}", names.join(", ")));
-    }
+    parts.extend(shared(facts));
+    parts.extend(finding.older.then(|| OLDER.to_owned()));
     parts
+}
+
+/// Where `guard report --since last-review` shows what waits for longer.
+const OLDER: &str = "older";
+
+/// Every name of an address that has several: any of them may be whom it was about.
+fn shared(facts: &Facts) -> Option<String> {
+    let names: Vec<&str> = facts.names.iter().map(|name| &**name).collect();
+    (names.len() > 1).then(|| format!("asked as {}", names.join(", ")))
 }
 
 /// The same where there is little room: what the heading says already is left out, and the year.
@@ -126,7 +146,15 @@ pub fn brief(finding: &Finding) -> Vec<String> {
         parts.insert(1.min(parts.len()), unusual.join(", "));
     }
     parts.extend(facts.rule.is_some().then(|| why(finding)).flatten());
+    parts.extend(shared(facts));
+    parts.extend(finding.older.then(|| OLDER.to_owned()));
     parts
+}
+
+/// Of what was learned only what one line does not hold.
+#[must_use]
+pub fn brief_learned(finding: &Finding) -> Vec<String> {
+    shared(&finding.facts).into_iter().collect()
 }
 
 fn numbers(finding: &Finding, when: &str) -> Vec<String> {

@@ -48,8 +48,13 @@ impl Report {
         self.write_traffic(text, verbose)?;
         if let Some(groups) = self.to_review {
             let groups_word = if groups == 1 { "group" } else { "groups" };
-            let next = if groups == 0 { String::new() } else { format!(" (guard report{})", self.suffix) };
-            writeln!(text, "  to review   {} {groups_word}{next}", thousands(groups as u64))?;
+            let learned = self.learned.unwrap_or(0);
+            let next = if groups + learned == 0 { String::new() } else { format!(" (guard report{})", self.suffix) };
+            let learned = match learned {
+                0 => String::new(),
+                many => format!(", {} learned and never reviewed", thousands(many as u64)),
+            };
+            writeln!(text, "  to review   {} {groups_word}{learned}{next}", thousands(groups as u64))?;
         }
         if let Some(alerts) = self.alerts.filter(|alerts| *alerts > 0) {
             let word = if alerts == 1 { "alert" } else { "alerts" };

@@ -60,18 +60,15 @@ fn write_page(report: &Report, page: &mut String) -> std::fmt::Result {
 
 fn write_head(report: &Report, title: &str, page: &mut String) -> std::fmt::Result {
     let counts = report.counts();
-    let number = report.findings.len();
-    let what = match number {
-        0 => "Nothing to review".to_owned(),
-        1 => "1 group to review".to_owned(),
-        many => format!("{} groups to review", thousands(many as u64)),
-    };
+    let mut what = words::waiting(report.waiting());
+    what[..1].make_ascii_uppercase();
     writeln!(page, "<header><h1>{what}</h1>\n<p class=\"sub\">{title}")?;
     if let Some(span) = report.span {
         write!(page, " · {}", words::span(span.since, span.until))?;
     }
     if let Some((at, by)) = &report.reviewed {
-        write!(page, " · last review {} by {}", words::minute(*at), escape(by))?;
+        let newer = if report.newer.is_some() { " (coverage, alerts and background: since then)" } else { "" };
+        write!(page, " · last review {} by {}{newer}", words::minute(*at), escape(by))?;
     }
     writeln!(page, "</p>\n<ul class=\"counts\">")?;
     let denied = counts.denied_flows + counts.would_be_denied_flows;

@@ -51,7 +51,9 @@ pub fn render(report: &Report) -> Value {
         "last_review": report.reviewed.as_ref().map(|(at, by)| json!({"at": time(*at), "by": by})),
         "coverage": coverage,
         "counts": report.counts(),
-        "to_review": report.findings.len(),
+        "newer_than": report.newer.map(time),
+        "to_review": report.waiting().to_review,
+        "learned": report.waiting().learned,
         "acknowledged": report.acknowledged,
         "findings": report.findings.iter().map(|finding| one(report, finding)).collect::<Vec<_>>(),
         "everyday": report.everyday.iter().map(|(service, program, count)| json!({
@@ -109,6 +111,7 @@ pub fn one(report: &Report, finding: &Finding) -> Value {
         "sentence": words::parts(finding).join(" · "),
         "next": report.next(finding.kind),
         "groups": finding.members.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "older": finding.older,
         "hosts": finding.hosts,
         "of_hosts": report.hosts.len(),
         // Scores have their place; nothing is scored yet.

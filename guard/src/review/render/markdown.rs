@@ -13,7 +13,7 @@ use crate::{
 #[must_use]
 pub fn render(report: &Report) -> String {
     let counts = report.counts();
-    let mut text = format!("# guard report: {} to review\n\n", thousands(report.findings.len() as u64));
+    let mut text = format!("# guard report: {}\n\n", words::waiting(report.waiting()));
     let hosts: Vec<String> = report.hosts.iter().map(|host| code(host)).collect();
     let span = report.span.map(|span| words::span(span.since, span.until)).unwrap_or_default();
     text.push_str(&format!("- hosts: {}\n- period: {span}\n", hosts.join(", ")));
@@ -30,7 +30,8 @@ pub fn render(report: &Report) -> String {
         text.push_str(&format!("- {}: {}\n", code(host), words::coverage(coverage).join("; ")));
     }
     if let Some((at, by)) = &report.reviewed {
-        text.push_str(&format!("- last review: {} by {}\n", words::minute(*at), code(by)));
+        let newer = if report.newer.is_some() { "; coverage, alerts and background are of the time since" } else { "" };
+        text.push_str(&format!("- last review: {} by {}{newer}\n", words::minute(*at), code(by)));
     }
     for file in &report.read {
         text.push_str(&format!("- read: {}\n", code(&file.to_string())));

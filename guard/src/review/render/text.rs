@@ -56,23 +56,21 @@ pub fn render(report: &Report, suffix: &str, all: bool, style: Style) -> String 
 }
 
 fn head(report: &Report, style: Style, lines: &mut Vec<String>) {
-    let groups = report.findings.iter().filter(|finding| finding.kind != Kind::Learned).count();
-    let learned = report.findings.len() - groups;
     let counts = report.counts();
-    let count = match (groups, learned) {
-        (0, 0) => style.good("nothing to review"),
-        (0, learned) => {
-            style.warning(&format!("nothing new to review, {} learned and never reviewed", thousands(learned as u64)))
-        }
-        (1, _) => style.warning("1 group to review"),
-        (groups, _) => style.warning(&format!("{} groups to review", thousands(groups as u64))),
-    };
+    let waiting = words::waiting(report.waiting());
+    let count = if report.findings.is_empty() { style.good(&waiting) } else { style.warning(&waiting) };
     let since = report.span.map(|span| format!(" since {}", words::minute(span.since))).unwrap_or_default();
     let hosts = match report.hosts.len() {
         0 | 1 => String::new(),
         many => format!(" on {many} hosts"),
     };
-    lines.push(format!("{count}{hosts}{since}"));
+    // Colour takes no place.
+    if waiting.chars().count() + hosts.len() + since.len() <= WIDTH {
+        lines.push(format!("{count}{hosts}{since}"));
+    } else {
+        lines.push(count);
+        lines.push(format!(" {hosts}{since}"));
+    }
     let groups_of = |flows: u64, groups: usize| {
         let flows = words::count(flows, "flow", "flows");
         format!("{flows} in {}", words::count(groups as u64, "group", "groups"))
@@ -103,6 +101,14 @@ fn head(report: &Report, style: Style, lines: &mut Vec<String>) {
     }
     if let Some((at, by)) = &report.reviewed {
         lines.push(format!("last review {} by {}", words::minute(*at), escape_line(by)));
+        if report.newer.is_some() {
+            let older = report.findings.iter().filter(|finding| finding.older).count() as u64;
+            let text = format!(
+                "older: {} of which nothing was seen since. Coverage, alerts and background are of the time since then",
+                words::count(older, "group", "groups")
+            );
+            wrap(INDENT, INDENT, &text, lines);
+        }
     }
     for file in &report.read {
         wrap("read  ", INDENT, &escape_line(&file.to_string()), lines);
@@ -164,12 +170,16 @@ fn one(report: &Report, finding: &Finding, style: Style, lines: &mut Vec<String>
     // Colour adds; it takes no place.
     wrapped[0] = wrapped[0].replacen(&short, &style.bold(&short), 1);
     lines.append(&mut wrapped);
-    if finding.kind == Kind::Learned && finding.facts.flows > 0 && report.hosts.len() <= 1 && !report.is_of_others() {
-        return;
-    }
-    let mut parts = words::brief(finding);
+    let short_of = finding.kind == Kind::Learned && finding.facts.flows > 0 && report.hosts.len() <= 1;
+    let mut parts = match short_of && !report.is_of_others() {
+        true => words::brief_learned(finding),
+        false => words::brief(finding),
+    };
     if report.hosts.len() > 1 {
         parts.push(seen_on(finding, report.hosts.len()));
+    }
+    if parts.is_empty() {
+        return;
     }
     // Short parts are not torn apart.
     let parts: Vec<String> = parts
