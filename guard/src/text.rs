@@ -31,6 +31,22 @@ pub fn harmless(text: &str) -> String {
     text.chars().map(|c| if steers(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
+/// JSON that means the same, without such characters: outside of strings it has none.
+#[must_use]
+pub fn escape_json(json: &str) -> String {
+    let mut harmless = String::with_capacity(json.len());
+    for c in json.chars() {
+        if steers(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(harmless, "\\u{unit:04x}");
+            }
+        } else {
+            harmless.push(c);
+        }
+    }
+    harmless
+}
+
 fn steers(c: char) -> bool {
     c.is_control()
         // No characters at all (Unicode 23.7); YAML and XML take the first plane's for damage.
@@ -48,5 +64,11 @@ mod tests {
         assert_eq!(escape_line("two\nlines"), "two\\nlines");
         assert_eq!(harmless("a\x1b[2Jb\u{202e}c\n"), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}");
         assert_eq!(escape("naïve → fine\n"), "naïve → fine\n");
+        let json = serde_json::to_string(&["a\u{9b}31m\u{202e}\u{10ffff}\n\u{1b}é"]).unwrap();
+        assert_eq!(escape_json(&json), r#"["a\u009b31m\u202e\udbff\udfff\n\u001bé"]"#);
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&escape_json(&json)).unwrap(),
+            serde_json::from_str::<serde_json::Value>(&json).unwrap()
+        );
     }
 }

@@ -16,6 +16,7 @@ use guard::{
 use guard_tests::{
     browser::Browser,
     day::{self, BEGAN, DAY_BEGINS, NOW, Talk, program},
+    guard::binary,
     skip,
 };
 
@@ -96,6 +97,52 @@ fn it_is_shown_harmless_in_every_form() {
     for tag in ["<script", "<img", "<svg onload", "onerror=alert(2)>", "' onmouseover"] {
         assert!(!page.contains(tag), "{tag} in the page");
     }
+}
+
+fn guard(state: &Path, arguments: &[&str]) -> (String, String) {
+    let mut command = Command::new(binary().unwrap());
+    let output = command.args(arguments).arg("--state-dir").arg(state).env("NO_COLOR", "1").output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (text(output.stdout), text(output.stderr))
+}
+
+/// The commands that show one group, decide on it, and hand the shift over; with names and notes that are hostile themselves.
+#[test]
+fn every_command_shows_it_harmless() {
+    let home = tempfile::tempdir().unwrap();
+    let report = hostile(home.path());
+    let ids: Vec<String> = report.findings.iter().map(|finding| finding.id().to_string()).collect();
+    let mut said = 0;
+    let mut asked = |arguments: &[&str], wanted: &str| {
+        let (out, error) = guard(home.path(), arguments);
+        for text in [&out, &error] {
+            is_harmless(text);
+            assert!(!text.contains("\n# heading"), "{text}");
+        }
+        if arguments.contains(&"--json") && !out.is_empty() {
+            serde_json::from_str::<serde_json::Value>(&out).unwrap_or_else(|error| panic!("{error}: {out}"));
+        }
+        assert!(format!("{out}{error}").contains(wanted), "{arguments:?}: {out}{error}");
+        said += out.len();
+    };
+    for (id, text) in ids.iter().zip(HOSTILE) {
+        // A NUL cannot be typed.
+        let typed = text.replace('\0', "");
+        asked(&["show", id], "called as");
+        asked(&["show", id, "--json"], "\"processes\"");
+        asked(&["explain", id], "");
+        asked(&["ack", id, "--as", &typed, "--note", &typed], "acknowledged: out tcp/443");
+        asked(&["show", id], "history");
+        asked(&["handover", "--as", &typed, "--note", &typed], "HANDOVER");
+        asked(&["handover", "--json"], "\"acknowledged\"");
+        asked(&["handover", "--brief"], "");
+        asked(&["timeline"], "ack");
+        asked(&["report", "--since", "last-review"], "to review");
+        asked(&["unack", id, "--json", "--note", &typed], "\"written\"");
+        asked(&["unack", &typed], "is no id");
+        asked(&["show", &typed], "is no id");
+    }
+    assert!(said > 10_000, "{said}");
 }
 
 /// What a reader of Markdown would take for text: code spans begin and end with as many backticks.
@@ -212,4 +259,112 @@ fn the_page_is_used_by_keyboard_alone() {
     assert_eq!(browser.says(open).unwrap(), before);
     // Nothing is wider than a phone, but for the picture that scrolls in its own frame.
     assert_eq!(browser.says("document.documentElement.scrollWidth <= window.innerWidth").unwrap(), "true");
+}
+
+/// Colours as a person sees them: how much text stands out from what is behind it (WCAG 2: 4.5 is enough to read).
+const CONTRAST: &str = "((a, b) => { const l = c => { const v = c.match(/[0-9.]+/g).slice(0, 3).map(x => { x = x / 255; \
+    return x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4; }); return 0.2126 * v[0] + 0.7152 * v[1] + 0.0722 * v[2]; }; \
+    const [x, y] = [l(a), l(b)].sort((p, q) => q - p); return (x + 0.05) / (y + 0.05); })";
+
+/// Light and dark, both to be read; and the two drawings are what they say: a bar for each part of the time in which something
+/// was seen, a line for each who talks to whom, dashed where denied, all of it inside of its frame.
+#[test]
+fn it_is_read_in_the_dark_and_the_drawings_are_right() {
+    const TEST: &str = "review_hostile it_is_read_in_the_dark";
+    if Command::new("chromium").arg("--version").output().is_err() {
+        return skip::skip(TEST, "chromium is not installed");
+    }
+    let home = tempfile::tempdir().unwrap();
+    let store = tempfile::tempdir().unwrap();
+    day::write(store.path(), true).unwrap();
+    let report = report::of_directory(store.path(), Since::Everything, NOW).unwrap();
+    let path = home.path().join("report.html");
+    std::fs::write(&path, render::html::render(&report)).unwrap();
+    let mut browser = Browser::open(&path, &home.path().join("profile")).unwrap();
+    let mut backgrounds = Vec::new();
+    for scheme in ["light", "dark"] {
+        let media = serde_json::json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+        browser.ask("Emulation.setEmulatedMedia", &media).unwrap();
+        let mut says = |expression: &str| browser.says(expression).unwrap();
+        let background = says("getComputedStyle(document.body).backgroundColor");
+        for (of, property, behind) in [
+            ("body", "color", "document.body"),
+            (".sub", "color", "document.body"),
+            ("nav a", "color", "document.body"),
+            ("summary b", "color", "document.querySelector('details')"),
+            (".id", "color", "document.querySelector('details')"),
+            ("details.deny summary i", "color", "document.querySelector('details')"),
+            ("details.allow summary i", "color", "document.querySelector('details')"),
+            ("svg text", "fill", "document.body"),
+        ] {
+            let contrast = says(&format!(
+                "{CONTRAST}(getComputedStyle(document.querySelector('{of}')).{property}, getComputedStyle({behind}).backgroundColor)"
+            ));
+            assert!(contrast.parse::<f64>().unwrap() >= 4.5, "{scheme}: {of} has a contrast of {contrast}");
+        }
+        // A shape needs 3.
+        for (of, property) in
+            [("rect.deny", "fill"), ("rect.allow", "fill"), (".edge.deny", "stroke"), (".edge.allow", "stroke")]
+        {
+            let contrast = says(&format!(
+                "{CONTRAST}(getComputedStyle(document.querySelector('{of}')).{property}, getComputedStyle(document.body).backgroundColor)"
+            ));
+            assert!(contrast.parse::<f64>().unwrap() >= 3.0, "{scheme}: {of} has a contrast of {contrast}");
+        }
+        backgrounds.push(background);
+    }
+    assert_ne!(backgrounds[0], backgrounds[1], "dark is not dark");
+
+    let mut number = |expression: &str| browser.says(expression).unwrap().parse::<usize>().unwrap();
+    // Of the timeline: as many bars, denied and allowed, as parts of the time in which something was.
+    let bars = |denied: bool| {
+        let shown = report.findings.iter().filter(|finding| finding.kind != guard::review::findings::Kind::Learned);
+        let of = shown.filter(|finding| finding.is_denied() == denied);
+        let sums = of.fold([0u32; guard::review::facts::BARS], |mut sums, finding| {
+            sums.iter_mut().zip(finding.facts.timeline).for_each(|(sum, flows)| *sum += flows);
+            sums
+        });
+        sums.iter().filter(|sum| **sum > 0).count()
+    };
+    for (class, denied) in [("deny", true), ("allow", false)] {
+        assert_eq!(number(&format!("document.querySelectorAll('rect.{class}').length")), bars(denied), "{class}");
+    }
+    let inside = "(svg => { const f = svg.getBoundingClientRect(); return [...svg.querySelectorAll('rect, text, path.edge')].filter(e => { \
+        const r = e.getBoundingClientRect(); return r.left < f.left - 1 || r.right > f.right + 1 || r.top < f.top - 1 || \
+        r.bottom > f.bottom + 1 || r.width == 0; }).length; })";
+    for svg in ["svg:not(.talk)", "svg.talk"] {
+        assert_eq!(
+            number(&format!("{inside}(document.querySelector('{svg}'))")),
+            0,
+            "{svg}: something is out of its frame"
+        );
+    }
+    // No two bars of one part of the time lie over one another, but for the hatching.
+    let over = "[...document.querySelectorAll('svg g')].filter(g => { const [a, b] = ['rect.allow', 'rect.deny'].map(c => g.querySelector(c)); \
+        return a && b && b.getBoundingClientRect().bottom > a.getBoundingClientRect().top + 1; }).length";
+    assert_eq!(number(over), 0);
+    // Who talks to whom.
+    let talks: std::collections::BTreeSet<_> = report
+        .findings
+        .iter()
+        .filter(|finding| finding.facts.flows > 0)
+        .map(|finding| (finding.facts.group.program.clone(), guard::review::words::flow(finding)))
+        .collect();
+    let left_out =
+        number("+(document.querySelector('figure.wide figcaption').textContent.match(/([0-9]+) more/) || [0, 0])[1]");
+    assert_eq!(number("document.querySelectorAll('.talk .edge').length") + left_out, talks.len());
+    let dashed = "[...document.querySelectorAll('.edge')].filter(e => \
+        (getComputedStyle(e).strokeDasharray != 'none') != e.classList.contains('deny')).length";
+    assert_eq!(number(dashed), 0);
+    // Each line begins and ends where a name stands.
+    let loose = "(svg => { const y = [...svg.querySelectorAll('text')].map(t => +t.getAttribute('y') - 4); \
+        return [...svg.querySelectorAll('.edge')].filter(e => { const n = e.getAttribute('d').match(/[0-9.]+/g).map(Number); \
+        return !y.some(v => Math.abs(v - n[1]) <= 1) || !y.some(v => Math.abs(v - n[7]) <= 1); }).length; })(document.querySelector('.talk'))";
+    assert_eq!(number(loose), 0);
+    // On a phone it is moved in its own frame, and the page is not.
+    assert_eq!(
+        number("+(document.querySelector('.wide div').scrollWidth > document.querySelector('.wide div').clientWidth)"),
+        1
+    );
+    assert_eq!(number("+(document.documentElement.scrollWidth <= window.innerWidth)"), 1);
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 pub use crate::{
     record::clock::for_people as utc,
-    text::{escape, escape_line},
+    text::{escape, escape_json, escape_line},
 };
 
 /// Writes a file that was not there, for its owner only, on disk before this returns.
@@ -124,10 +124,11 @@ pub fn chain(error: &anyhow::Error) -> String {
     text
 }
 
-/// One JSON object on one line.
+/// One JSON object on one line. It may end at a terminal: what steers one, or turns text round, is written as JSON's escape.
 pub fn json_line(value: &impl Serialize) -> io::Result<()> {
+    let text = escape_json(&serde_json::to_string(value).map_err(io::Error::from)?);
     let mut out = io::stdout().lock();
-    serde_json::to_writer(&mut out, value).map_err(io::Error::from)?;
+    out.write_all(text.as_bytes())?;
     out.write_all(b"\n")
 }
 

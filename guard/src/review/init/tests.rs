@@ -144,3 +144,91 @@ fn files_of_an_intruder_do_no_harm() {
     let (_, text) = written(Profile::Gitlab, root.path(), &Running::default());
     assert!(text.chars().all(|c| c == '\n' || !c.is_control()) && !text.contains(['\u{2028}', '\u{202e}']), "{text:?}");
 }
+
+/// Every file that is read, for [`any_text_does_no_harm`].
+const READ: [&str; 14] = [
+    "etc/hosts",
+    "etc/resolv.conf",
+    "run/systemd/resolve/resolv.conf",
+    "etc/systemd/resolved.conf",
+    "etc/dnsmasq.conf",
+    "etc/chrony/chrony.conf",
+    "etc/ntp.conf",
+    "etc/systemd/timesyncd.conf",
+    "etc/apt/apt.conf.d/proxy",
+    "etc/apt/sources.list",
+    "etc/apt/sources.list.d/a.sources",
+    "etc/gitlab/gitlab.rb",
+    "etc/gitlab-runner/config.toml",
+    "etc/ntpsec/ntp.conf",
+];
+
+/// Lines that nearly are what is looked for, and bytes that are nothing.
+fn any_line() -> impl proptest::strategy::Strategy<Value = Vec<u8>> {
+    use proptest::prelude::*;
+    let words = prop::sample::select(vec![
+        "nameserver ",
+        "DNS=",
+        "NTP=",
+        "server=",
+        "server ",
+        "pool ",
+        "deb ",
+        "URIs: ",
+        "Acquire::http::Proxy \"",
+        "external_url '",
+        "gitlab_rails['smtp_address'] = \"",
+        "url = \"",
+        "YAML.load <<-'EOS'",
+        "host: ",
+        "port: ",
+        "192.0.2.1",
+        "2001:db8::1",
+        "%eth0",
+        "#x",
+        "[::1]:53",
+        "http://",
+        "https://u:p@h:99999/",
+        "999.1.1.1",
+        "'",
+        "\"",
+        "[",
+        "]",
+        "%",
+        ":",
+        "\\",
+        "=",
+        "\u{1b}[2J",
+        "\n",
+        "\n- {to: any}\n",
+        "\t",
+    ]);
+    prop_oneof![
+        prop::collection::vec(words, 0..8).prop_map(|words| words.concat().into_bytes()),
+        ".{0,60}".prop_map(String::into_bytes),
+        prop::collection::vec(any::<u8>(), 0..60),
+    ]
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 48, ..Default::default() })]
+
+    /// Whatever a host's files say, what comes of it is a policy in audit mode that passes `guard check` and its own tests, in
+    /// which only addresses were filled in.
+    #[test]
+    fn any_text_does_no_harm(texts in proptest::collection::vec(proptest::collection::vec(any_line(), 0..6), READ.len())) {
+        let root = tempfile::tempdir().unwrap();
+        for (path, lines) in READ.iter().zip(&texts) {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, lines.join(&b'\n')).unwrap();
+        }
+        let running = Running { session: Vec::new(), listening: None };
+        for profile in [Profile::Gitlab, Profile::Web, Profile::Ci, Profile::Workstation] {
+            let (_, text) = written(profile, root.path(), &running);
+            proptest::prop_assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+            proptest::prop_assert!(!text.contains("\n- {to: any}"), "{text}");
+        }
+        let _ = Files::new(root.path(), true).every_resolver();
+    }
+}
