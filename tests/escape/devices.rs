@@ -177,6 +177,7 @@ fn devices(ipv6: bool, all: &mut Vec<Attempt>) {
                 &format!("ip link add esc0 {kind}\n{{send}}"),
                 "ip link del esc0",
             )
+            // Where there is one: `tests/vm/stacked`.
             .expect(Expected::NotHere("no such device")),
         );
     }

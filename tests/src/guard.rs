@@ -18,8 +18,12 @@ use crate::{
     world::{Inside, World},
 };
 
-/// Longest that any command may take; a machine under load is no failure.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest that any command may take; a machine under load is no failure. `GUARD_PATIENCE`: in seconds, for an emulated one.
+fn patience() -> Duration {
+    let seconds = env::var("GUARD_PATIENCE").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(60))
+}
+
 /// What a record may take to be written.
 const RECORDED: Duration = Duration::from_secs(15);
 
@@ -80,7 +84,7 @@ impl Guard {
         let mut command = self.run_command(arguments)?;
         let mut daemon = Process::spawn(&mut command)?;
         // Not any "already".
-        daemon.wait_line(PATIENCE, |line| line.contains("is ready") || line.contains("\"ready\""))?;
+        daemon.wait_line(patience(), |line| line.contains("is ready") || line.contains("\"ready\""))?;
         self.daemon = Some(daemon);
         Ok(())
     }
@@ -103,7 +107,7 @@ impl Guard {
 
     /// A command to its end.
     pub fn ask(&self, name: &str, arguments: &[&str]) -> Result<Ended> {
-        run(self.command(name)?.args(arguments), PATIENCE)
+        run(self.command(name)?.args(arguments), patience())
     }
 
     /// A command that must succeed.
@@ -225,7 +229,7 @@ impl Guard {
     pub fn stop(&mut self) -> Result<Ended> {
         let daemon = self.daemon.take().context("no daemon")?;
         daemon.signal(Signal::SIGTERM)?;
-        daemon.finish(PATIENCE)
+        daemon.finish(patience())
     }
 
     /// What a reboot leaves: nothing in the kernel, no process, and the state directory.
@@ -234,11 +238,11 @@ impl Guard {
         if let Some(pid) = self.status()?["daemon"]["pid"].as_i64() {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
             // What it holds goes with it, a moment later.
-            self.status_until(PATIENCE, |status| status["daemon"].is_null())?;
+            self.status_until(patience(), |status| status["daemon"].is_null())?;
         }
         self.daemon = None;
         let pins = format!("/sys/fs/bpf/guard/{}", self.instance);
-        let gone = run(self.place.command("rm").args(["-rf", &pins]), PATIENCE)?;
+        let gone = run(self.place.command("rm").args(["-rf", &pins]), patience())?;
         ensure!(gone.good(), "{}", gone.text());
         ensure!(self.status()?["mode"] == "none", "as after a reboot");
         Ok(())

@@ -4,6 +4,7 @@ pub mod af_xdp;
 pub mod agent;
 pub mod bpf;
 pub mod browser;
+pub mod budget;
 pub mod cases;
 pub mod corpus;
 pub mod day;

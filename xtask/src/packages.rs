@@ -221,6 +221,7 @@ pub const VIRTUAL: &[Need] = &[
     program!("xz-utils", "xz"),
     program!("binutils", "strip"),
     program!("iproute2", "ip"),
+    program!("wireguard-tools", "wg"),
     program!("dpkg", "dpkg-deb"),
     file!("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
 ];

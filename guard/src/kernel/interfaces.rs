@@ -36,6 +36,9 @@ pub struct Device {
     pub lower_elsewhere: bool,
     /// Index of the bridge, bond or switch that it is a port of; 0: none.
     pub master: u32,
+    /// That is a bridge or a switch. Only there a veth or tap is a container's or VM's end of a cable: as a member of a bond
+    /// or a VRF it is where frames leave, as anywhere else.
+    pub port: bool,
     pub loopback: bool,
     pub up: bool,
     pub ethernet: bool,
@@ -43,6 +46,8 @@ pub struct Device {
     pub spanning_tree: bool,
     /// Id of the XDP program on it; 0: none.
     pub xdp: u32,
+    /// By the driver itself, before the kernel makes a buffer of its own of a packet.
+    pub xdp_native: bool,
     /// Packets since it was made, as the device counts them.
     pub sent: u64,
     pub received: u64,
@@ -156,7 +161,7 @@ fn by_nature(device: &Device, left_out_before: bool) -> Why {
         "bridge" | "bond" | "team" | "vrf" | "openvswitch" | "batadv" | "hsr" => Why::Stacked,
         // Ends of a cable to a container or VM where they are ports; else uplinks.
         "veth" | "tun" if device.ethernet => {
-            if device.master != 0 {
+            if device.port {
                 Why::Port
             } else if left_out_before {
                 // First seen as a port, and taken out since.
@@ -194,19 +199,40 @@ pub fn flags(device: &Device, why: Why, devices: &HashMap<u32, Device>, guarded:
     if devices.get(&device.master).is_some_and(|master| master.spanning_tree) {
         flags |= Interface::SPANNING_TREE;
     }
-    if devices.values().any(|above| above.kind == "macsec" && above.lower == device.index && guarded(above)) {
+    let carries = |over: u32| leaves_by(over, device.index, devices, MOST_LEVELS);
+    if devices.values().any(|above| above.kind == "macsec" && carries(above.lower) && guarded(above)) {
         flags |= Interface::MACSEC_ABOVE;
     }
-    if devices.values().any(|above| above.kind == "ppp" && guarded(above)) && carries_pppoe(&device.name) {
-        flags |= Interface::PPPOE_ABOVE;
+    if devices.values().any(|above| above.kind == "ppp" && guarded(above)) {
+        let sessions = pppoe_sessions();
+        if devices.values().any(|over| sessions.contains(&over.name) && carries(over.index)) {
+            flags |= Interface::PPPOE_ABOVE;
+        }
     }
     flags
 }
 
-/// Whether a PPPoE session runs over a device (drivers/net/ppp/pppoe.c: id, address, device).
-fn carries_pppoe(name: &str) -> bool {
-    std::fs::read_to_string("/proc/thread-self/net/pppoe")
-        .is_ok_and(|text| text.lines().skip(1).any(|line| line.split_whitespace().nth(2) == Some(name)))
+/// As `MAX_NEST_DEV` (linux/netdevice.h).
+const MOST_LEVELS: u32 = 8;
+
+/// Whether frames that are sent on the device `over` leave by `lowest`: it is that, or frames only pass through it on their
+/// way there (a VLAN, a bond and its members).
+fn leaves_by(over: u32, lowest: u32, devices: &HashMap<u32, Device>, levels: u32) -> bool {
+    if over == lowest {
+        return true;
+    }
+    let Some(device) = devices.get(&over).filter(|device| levels > 0 && by_nature(device, false) == Why::Stacked)
+    else {
+        return false;
+    };
+    let below = devices.values().filter(|below| below.master == over).map(|below| below.index);
+    below.chain([device.lower]).any(|below| below != 0 && leaves_by(below, lowest, devices, levels - 1))
+}
+
+/// Names of the devices that a PPPoE session runs over (drivers/net/ppp/pppoe.c: id, address, device).
+fn pppoe_sessions() -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/thread-self/net/pppoe").unwrap_or_default();
+    text.lines().skip(1).filter_map(|line| line.split_whitespace().nth(2)).map(str::to_owned).collect()
 }
 
 const ROUTE: isize = 0;
@@ -221,6 +247,8 @@ const IFLA_XDP: u16 = 43;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
 const BR_STP_STATE: u16 = 5;
+const XDP_ATTACHED: u16 = 2;
+const XDP_ATTACHED_DRV: u8 = 1;
 const XDP_PROG_ID: u16 = 4;
 const ARPHRD_ETHER: u16 = 1;
 const ARPHRD_LOOPBACK: u16 = 772;
@@ -236,10 +264,19 @@ pub fn devices() -> Result<HashMap<u32, Device>, KernelError> {
             }
         })?;
         if consistent {
+            find_ports(&mut devices);
             return Ok(devices);
         }
     }
     Err(NetlinkError::Overrun.into())
+}
+
+fn find_ports(devices: &mut HashMap<u32, Device>) {
+    let holds_ports = |device: &Device| matches!(device.kind.as_str(), "bridge" | "openvswitch");
+    let switches: Vec<u32> = devices.values().filter(|device| holds_ports(device)).map(|device| device.index).collect();
+    for device in devices.values_mut() {
+        device.port = switches.contains(&device.master);
+    }
 }
 
 fn device(payload: &[u8]) -> Option<Device> {
@@ -277,10 +314,13 @@ fn device(payload: &[u8]) -> Option<Device> {
                 }
             }
             IFLA_XDP => {
-                device.xdp = attributes(value)
-                    .find(|(kind, _)| *kind == XDP_PROG_ID)
-                    .and_then(|(_, value)| number(value, 0))
-                    .unwrap_or(0);
+                for (kind, value) in attributes(value) {
+                    match kind {
+                        XDP_ATTACHED => device.xdp_native = value.first() == Some(&XDP_ATTACHED_DRV),
+                        XDP_PROG_ID => device.xdp = number(value, 0).unwrap_or(0),
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
@@ -310,9 +350,12 @@ mod tests {
             (device(""), Why::Uplink),
             (Device { master: 3, ..device("") }, Why::Uplink),
             (device("veth"), Why::Uplink),
-            (Device { master: 3, ..device("veth") }, Why::Port),
+            (Device { master: 3, port: true, ..device("veth") }, Why::Port),
+            // A member of a bond, a VRF.
+            (Device { master: 3, ..device("veth") }, Why::Uplink),
+            (Device { master: 3, ethernet: true, ..device("tun") }, Why::Uplink),
             (Device { up: false, ..device("veth") }, Why::Undecided),
-            (Device { master: 3, ..device("tun") }, Why::Port),
+            (Device { master: 3, port: true, ..device("tun") }, Why::Port),
             (Device { ethernet: false, ..device("tun") }, Why::Uplink),
             (device("bridge"), Why::Stacked),
             (device("bond"), Why::Stacked),
@@ -331,7 +374,7 @@ mod tests {
     fn what_was_guarded_stays_guarded() {
         let guarded = Interface { flags: Interface::GUARDED, ..Interface::default() };
         let known = Interface::default();
-        let port = Device { master: 3, ..device("veth") };
+        let port = Device { master: 3, port: true, ..device("veth") };
         assert_eq!(plain().decide(&port, Some(&guarded)), Why::Before);
         assert_eq!(plain().decide(&device("veth"), Some(&known)), Why::Port);
         // Down, or left out by a selection that came later: guarded all the same.
@@ -351,16 +394,54 @@ mod tests {
     }
 
     #[test]
+    fn members_of_bridges_and_switches_are_ports_and_others_are_not() {
+        let master = |index, kind: &str| Device { index, ..device(kind) };
+        let member = |index, master| Device { index, master, ..device("veth") };
+        let all =
+            [master(1, "bridge"), master(2, "openvswitch"), master(3, "bond"), master(4, "vrf"), master(5, "team")];
+        let members = (1..=5).map(|of| member(10 + of, of));
+        let mut devices = all.into_iter().chain(members).map(|device| (device.index, device)).collect();
+        find_ports(&mut devices);
+        let ports: Vec<bool> = (11..=15).map(|index| devices[&index].port).collect();
+        assert_eq!(ports, [true, true, false, false, false]);
+    }
+
+    #[test]
+    fn macsec_frames_leave_by_what_lies_below_it() {
+        let of = |index, kind: &str, lower, master| Device { index, lower, master, ..device(kind) };
+        // macsec (9) over a VLAN (8) over a bond (7) of 1 and 2; 3 is none of it, and a VXLAN (6) over 3 ends the way.
+        let all = [
+            of(1, "", 0, 7),
+            of(2, "", 0, 7),
+            of(3, "", 0, 0),
+            of(6, "vxlan", 3, 0),
+            of(7, "bond", 0, 0),
+            of(8, "vlan", 7, 0),
+            of(9, "macsec", 8, 0),
+            of(10, "macsec", 6, 0),
+        ];
+        let devices: HashMap<u32, Device> = all.into_iter().map(|device| (device.index, device)).collect();
+        let carries = |index: u32, guarded: bool| {
+            flags(&devices[&index], Why::Uplink, &devices, &|_| guarded) & Interface::MACSEC_ABOVE != 0
+        };
+        assert_eq!([1, 2, 3, 6].map(|index| carries(index, true)), [true, true, false, true]);
+        assert!(!carries(1, false), "what is inside is judged by nobody");
+    }
+
+    #[test]
     fn patterns_win() {
         let selection =
             Selection { include: vec!["veth*".into()], exclude: vec!["eth[12]".into()], ..Selection::default() };
         let selector = Selector::new(&selection).unwrap();
         let named = |name: &str, device: Device| Device { name: name.to_owned(), ..device };
-        assert_eq!(selector.decide(&named("veth9", Device { master: 3, ..device("veth") }), None), Why::Named);
+        assert_eq!(
+            selector.decide(&named("veth9", Device { master: 3, port: true, ..device("veth") }), None),
+            Why::Named
+        );
         assert_eq!(selector.decide(&named("eth1", device("")), None), Why::Excluded);
         assert_eq!(selector.decide(&named("eth3", device("")), None), Why::NotNamed);
         let locked = Selector::new(&Selection { ports: true, ..Selection::default() }).unwrap();
-        assert_eq!(locked.decide(&Device { master: 3, ..device("veth") }, None), Why::LockedPort);
+        assert_eq!(locked.decide(&Device { master: 3, port: true, ..device("veth") }, None), Why::LockedPort);
         assert!(Selector::new(&Selection { include: vec!["[".into()], ..Selection::default() }).is_err());
     }
 }

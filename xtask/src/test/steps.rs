@@ -73,7 +73,7 @@ pub fn all() -> Vec<Step> {
         Step {
             slow: true,
             needs: packages::VIRTUAL,
-            ..step("vm", "the object on Debian's 5.10, 6.1 and 6.12 kernels, in virtual machines", machines)
+            ..step("vm", "guard on Debian's 5.10, 6.1 and 6.12 kernels, in virtual machines", machines)
         },
         Step {
             slow: true,
@@ -130,7 +130,7 @@ fn machines(run: &Run) -> Result<Outcome> {
         }
         passed += answer.passed;
         failed += u32::try_from(answer.failures.len())?;
-        why.extend(answer.failures.iter().map(|failure| format!("{}: {failure}", answer.suite)));
+        why.extend(answer.failures.iter().map(|failure| format!("{} {}: {failure}", answer.suite, answer.machine)));
     }
     Ok(if failed == 0 {
         Outcome::Passed { tests: passed }

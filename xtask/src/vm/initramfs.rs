@@ -23,10 +23,30 @@ const MODULES: &[&str] = &[
     "netlink_diag",
 ];
 
-/// The payload comes first and is run; the others lie beside it. Returns the archive, not compressed: an emulated
+/// What devices over devices, and tunnels, need besides. Ciphers are named, since nothing inside loads them on demand.
+pub const STACKED: &[&str] = &[
+    "crc32c_generic",
+    "aes_generic",
+    "ctr",
+    "ghash_generic",
+    "gcm",
+    "8021q",
+    "bonding",
+    "vrf",
+    "ipvlan",
+    "macsec",
+    "wireguard",
+    "ip_gre",
+    "ipip",
+    "sit",
+    "vxlan",
+    "sctp",
+];
+
+/// The payload comes first and is run; the others lie beside it. `modules`: beyond those that every machine has. Returns the archive, not compressed: an emulated
 /// processor is slower at unpacking than memory is at being read.
-pub fn build(kernel: &Kernel, payload: &[PathBuf]) -> Result<Vec<u8>> {
-    let ip = tool("ip")?;
+pub fn build(kernel: &Kernel, payload: &[PathBuf], modules: &[&str]) -> Result<Vec<u8>> {
+    let tools = [tool("ip")?, tool("wg")?];
     let mut archive = Archive::default();
     archive.file("bin/busybox", 0o755, &std::fs::read(tool("busybox")?)?);
     let (first, _) = payload.split_first().context("no payload")?;
@@ -34,20 +54,24 @@ pub fn build(kernel: &Kernel, payload: &[PathBuf]) -> Result<Vec<u8>> {
         let name = program.file_name().context("a payload without a name")?.to_string_lossy();
         archive.file(&format!("bin/{name}"), 0o755, &stripped(program)?);
     }
-    archive.file("bin/ip", 0o755, &std::fs::read(&ip)?);
-    let programs: Vec<PathBuf> = payload.iter().cloned().chain([ip]).collect();
+    for tool in &tools {
+        let name = tool.file_name().unwrap_or_default().to_string_lossy();
+        archive.file(&format!("bin/{name}"), 0o755, &std::fs::read(tool)?);
+    }
+    let programs: Vec<PathBuf> = payload.iter().cloned().chain(tools).collect();
     for library in libraries::of(&programs)? {
         let name = library.strip_prefix("/").unwrap_or(&library).to_string_lossy().into_owned();
         archive.file(&name, 0o755, &std::fs::read(&library)?);
     }
     let mut init = String::from(HEAD);
     let mut seen = BTreeSet::new();
-    for module in MODULES {
+    for module in MODULES.iter().chain(modules) {
         for path in dependencies(kernel, module)? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().replace(".xz", "");
             if seen.insert(name.clone()) {
                 archive.file(&format!("modules/{name}"), 0o644, &unpacked(&path)?);
-                init += &format!("insmod /modules/{name}\n");
+                // A variant of a cipher for another processor refuses: the plain one is there.
+                init += &format!("insmod /modules/{name} 2>/dev/null\n");
             }
         }
     }
@@ -59,7 +83,7 @@ pub fn build(kernel: &Kernel, payload: &[PathBuf]) -> Result<Vec<u8>> {
 const HEAD: &str = "#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /run /tmp /sbin
 /bin/busybox --install -s /sbin
-export PATH=/bin:/sbin GUARD_BIN=/bin/guard
+export PATH=/bin:/sbin GUARD_BIN=/bin/guard GUARD_PATIENCE=300
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
@@ -93,8 +117,9 @@ fn dependencies(kernel: &Kernel, module: &str) -> Result<Vec<PathBuf>> {
     command.arg("-d").arg(&kernel.root).args(["-S", &kernel.version, "--show-depends", module]);
     // One that this kernel was built without: what needs it fails inside, and says so.
     let Ok(text) = shell::output(&mut command) else { return Ok(Vec::new()) };
-    // Lines: "insmod PATH" or "builtin NAME".
-    Ok(text.lines().filter_map(|line| line.trim().strip_prefix("insmod ")).map(|path| path.trim().into()).collect())
+    // Lines: "insmod PATH", with options that this machine's own configuration has, or "builtin NAME".
+    let paths = text.lines().filter_map(|line| line.trim().strip_prefix("insmod ")?.split_whitespace().next());
+    Ok(paths.map(Into::into).collect())
 }
 
 fn unpacked(module: &Path) -> Result<Vec<u8>> {

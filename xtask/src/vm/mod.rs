@@ -13,6 +13,8 @@ use crate::shell;
 use anyhow::{Context as _, Result, bail};
 use kernels::{Kernel, Suite};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
@@ -34,6 +36,15 @@ enum Task {
         /// Only this suite (repeatable)
         #[arg(long = "kernel", value_name = "SUITE")]
         kernels: Vec<String>,
+        /// Only machines of this name (repeatable): plain, stacked, ipv6-off, hybrid, bpf-lsm, no-bpf-lsm, no-btf
+        #[arg(long = "machine", value_name = "NAME")]
+        machines: Vec<String>,
+        /// Only what has this word in its name
+        #[arg(long = "case", value_name = "WORD", conflicts_with = "write")]
+        case: Option<String>,
+        /// Machines at a time; each has two processors
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        jobs: usize,
         /// Write the table to docs/kernels.md too, with the date and the commit
         #[arg(long)]
         write: bool,
@@ -43,14 +54,17 @@ enum Task {
 /// One kernel's result.
 pub struct Answer {
     pub suite: &'static str,
-    /// How the machine is odd; empty: it is not.
-    pub odd: &'static str,
+    /// Which machine.
+    pub machine: &'static str,
     /// Its version; none where it is not to be had, and `failures` says why.
     pub kernel: Option<String>,
     pub passed: u32,
     pub failures: Vec<String>,
     /// What it printed of the verifier's work: program and instructions.
     pub verified: Vec<(String, String)>,
+    /// Seconds until the programs were loaded; from the command to a host that enforces.
+    pub loaded: Option<String>,
+    pub started: Option<String>,
     /// Until the payload had ended.
     pub seconds: f64,
 }
@@ -58,12 +72,12 @@ pub struct Answer {
 pub fn run(args: &Args) -> Result<bool> {
     let answers = match &args.task {
         Task::Load { kernels } => load(kernels)?,
-        Task::Test { kernels, .. } => test(kernels)?,
+        Task::Test { kernels, machines, case, jobs, .. } => test(kernels, machines, case.as_deref(), *jobs)?,
     };
     let mut good = true;
     for answer in &answers {
         let name = answer.kernel.as_deref().unwrap_or("not to be had");
-        println!("{:<20} {:<10} {name:<28} {}", answer.suite, answer.odd, answer.spoken());
+        println!("{:<20} {:<10} {name:<28} {}", answer.suite, answer.machine, answer.spoken());
         good &= answer.kernel.is_none() || answer.failures.is_empty();
     }
     if matches!(args.task, Task::Test { write: true, .. }) {
@@ -82,52 +96,92 @@ impl Answer {
     }
 }
 
-/// A machine that is odd in one way.
-struct Odd {
-    /// `GUARD_CASE` inside; empty: only the command line is odd.
+/// One machine on a suite's kernel.
+struct Machine {
+    /// `GUARD_CASE` inside, where the command line says so. `plain`: as it comes, and everything else is odd in one way.
     name: &'static str,
     suite: &'static str,
     append: &'static str,
+    /// Beyond those that every machine has.
+    modules: &'static [&'static str],
+    /// In every run of CI too.
+    always: bool,
 }
 
-const ODD: &[Odd] = &[
-    Odd { name: "ipv6-off", suite: "bullseye", append: "ipv6.disable=1 GUARD_CASE=ipv6-off" },
-    Odd { name: "ipv6-off", suite: "bookworm-security", append: "ipv6.disable=1 GUARD_CASE=ipv6-off" },
-    Odd { name: "hybrid", suite: "bullseye", append: "GUARD_CASE=hybrid" },
-    Odd { name: "hybrid", suite: "bookworm-security", append: "GUARD_CASE=hybrid" },
-    Odd { name: "bpf-lsm", suite: "bullseye", append: "lsm=lockdown,yama,apparmor,bpf GUARD_CASE=bpf-lsm" },
-    Odd { name: "no-bpf-lsm", suite: "bookworm-security", append: "lsm=lockdown,yama,apparmor GUARD_CASE=no-bpf-lsm" },
-    Odd { name: "no-btf", suite: "bullseye", append: "GUARD_CASE=no-btf" },
-    Odd { name: "no-btf", suite: "bookworm-security", append: "GUARD_CASE=no-btf" },
+const fn plain(suite: &'static str) -> Machine {
+    Machine { name: "plain", suite, append: "", modules: &[], always: false }
+}
+
+const fn odd(name: &'static str, suite: &'static str, append: &'static str) -> Machine {
+    Machine { name, append, ..plain(suite) }
+}
+
+const fn stacked(suite: &'static str) -> Machine {
+    Machine { modules: initramfs::STACKED, ..odd("stacked", suite, "GUARD_CASE=stacked") }
+}
+
+const fn always(machine: Machine) -> Machine {
+    Machine { always: true, ..machine }
+}
+
+const MACHINES: &[Machine] = &[
+    always(plain("bullseye")),
+    always(plain("bookworm-security")),
+    always(plain("bookworm-backports")),
+    plain("trixie"),
+    plain("trixie-backports"),
+    stacked("bullseye"),
+    stacked("bookworm-security"),
+    stacked("bookworm-backports"),
+    stacked("trixie-backports"),
+    odd("ipv6-off", "bullseye", "ipv6.disable=1 GUARD_CASE=ipv6-off"),
+    odd("ipv6-off", "bookworm-security", "ipv6.disable=1 GUARD_CASE=ipv6-off"),
+    odd("hybrid", "bullseye", "GUARD_CASE=hybrid"),
+    odd("hybrid", "bookworm-security", "GUARD_CASE=hybrid"),
+    odd("bpf-lsm", "bullseye", "lsm=lockdown,yama,apparmor,bpf GUARD_CASE=bpf-lsm"),
+    odd("no-bpf-lsm", "bookworm-security", "lsm=lockdown,yama,apparmor GUARD_CASE=no-bpf-lsm"),
+    odd("no-btf", "bullseye", "GUARD_CASE=no-btf"),
+    odd("no-btf", "bookworm-security", "GUARD_CASE=no-btf"),
 ];
 
-/// Runs the payload on each kernel in turn: those of the suites that are named, or one each of 5.10, 6.1 and 6.12.
+/// What CI runs, in less than all its parts: the machines that are always run, of the suites that are named, or of all.
 pub fn load(wanted: &[String]) -> Result<Vec<Answer>> {
-    machines(&kernels::chosen(wanted)?, &[])
+    boot_all(&kernels::chosen(wanted)?, " GUARD_PART=ci", 1, |machine| {
+        machine.always || (machine.name == "plain" && !wanted.is_empty())
+    })
 }
 
-/// The same on every kernel there is, and on the odd machines.
-fn test(wanted: &[String]) -> Result<Vec<Answer>> {
+/// Every machine there is, or those of these names.
+fn test(wanted: &[String], names: &[String], case: Option<&str>, jobs: usize) -> Result<Vec<Answer>> {
     let suites = if wanted.is_empty() { kernels::all() } else { kernels::chosen(wanted)? };
-    machines(&suites, ODD)
+    if let Some(unknown) = names.iter().find(|name| MACHINES.iter().all(|machine| machine.name != *name)) {
+        bail!("no machine is called {unknown}");
+    }
+    // The kernel hands on to the first program what it does not know itself.
+    let only = case.map(|word| format!(" GUARD_ONLY={word}")).unwrap_or_default();
+    boot_all(&suites, &only, jobs, |machine| names.is_empty() || names.iter().any(|name| name == machine.name))
 }
 
-fn machines(suites: &[Suite], odd: &[Odd]) -> Result<Vec<Answer>> {
+/// `more`: at the end of each command line. `jobs` machines at a time; the answers are in the order of the suites.
+fn boot_all(suites: &[Suite], more: &str, jobs: usize, wanted: impl Fn(&Machine) -> bool) -> Result<Vec<Answer>> {
     let dir = shell::target().join("vm");
     std::fs::create_dir_all(&dir)?;
     let payload = payload()?;
     let mut answers = Vec::new();
+    let mut queue = Vec::new();
     for &suite in suites {
+        let machines: Vec<&Machine> =
+            MACHINES.iter().filter(|machine| machine.suite == suite.name && wanted(machine)).collect();
+        if machines.is_empty() {
+            continue;
+        }
         println!("\n   {}", suite.name);
         let start = Instant::now();
         match kernels::fetch(suite, &dir) {
             Ok(kernel) => {
                 println!("{} ({:.1} s)", kernel.version, start.elapsed().as_secs_f64());
-                answers.push(boot(suite.name, ("", ""), &kernel, &payload, &dir)?);
-                for odd in odd.iter().filter(|odd| odd.suite == suite.name) {
-                    println!("   {} {}", suite.name, odd.name);
-                    answers.push(boot(suite.name, (odd.name, odd.append), &kernel, &payload, &dir)?);
-                }
+                let kernel = Arc::new(kernel);
+                queue.extend(machines.into_iter().map(|machine| (machine, Arc::clone(&kernel))));
             }
             Err(error) => {
                 println!("SKIPPED {}: {error:#}", suite.name);
@@ -135,12 +189,42 @@ fn machines(suites: &[Suite], odd: &[Odd]) -> Result<Vec<Answer>> {
             }
         }
     }
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<Vec<(usize, Answer)>> {
+        let mut done = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some((machine, kernel)) = queue.get(number) else { return Ok(done) };
+            println!("   {} {}", machine.suite, machine.name);
+            done.push((number, boot(machine, more, kernel, &payload, &dir)?));
+        }
+    };
+    let mut booted = std::thread::scope(|scope| -> Result<Vec<(usize, Answer)>> {
+        let workers: Vec<_> = (0..jobs.max(1)).map(|_| scope.spawn(work)).collect();
+        let mut all = Vec::new();
+        for worker in workers {
+            all.extend(worker.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??);
+        }
+        Ok(all)
+    })?;
+    booted.sort_by_key(|(number, _)| *number);
+    answers.extend(booted.into_iter().map(|(_, answer)| answer));
     Ok(answers)
 }
 
 impl Answer {
     const fn of(suite: &'static str) -> Self {
-        Self { suite, odd: "", kernel: None, passed: 0, failures: Vec::new(), verified: Vec::new(), seconds: 0.0 }
+        Self {
+            suite,
+            machine: "plain",
+            kernel: None,
+            passed: 0,
+            failures: Vec::new(),
+            verified: Vec::new(),
+            loaded: None,
+            started: None,
+            seconds: 0.0,
+        }
     }
 }
 
@@ -157,21 +241,17 @@ fn payload() -> Result<Vec<PathBuf>> {
 }
 
 /// A kernel takes ten seconds by itself; more where the verifier is emulated beside other work.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(900);
 
-/// `odd`: what the machine is called, and what its command line has more.
-fn boot(
-    suite: &'static str,
-    odd: (&'static str, &str),
-    kernel: &Kernel,
-    payload: &[PathBuf],
-    dir: &std::path::Path,
-) -> Result<Answer> {
-    let initrd = dir.join(format!("{suite}.cpio"));
-    std::fs::write(&initrd, initramfs::build(kernel, payload)?).with_context(|| initrd.display().to_string())?;
+fn boot(machine: &Machine, more: &str, kernel: &Kernel, payload: &[PathBuf], dir: &std::path::Path) -> Result<Answer> {
+    let initrd = dir.join(format!("{}-{}.cpio", machine.suite, machine.name));
+    let archive = initramfs::build(kernel, payload, machine.modules)?;
+    std::fs::write(&initrd, archive).with_context(|| initrd.display().to_string())?;
     let start = Instant::now();
-    let output = qemu::boot(&kernel.image, &initrd, odd.1, LIMIT)?;
-    let mut answer = Answer { odd: odd.0, kernel: Some(kernel.version.clone()), ..Answer::of(suite) };
+    let output = qemu::boot(&kernel.image, &initrd, &format!("{}{more}", machine.append), LIMIT)?;
+    std::fs::remove_file(&initrd)?;
+    let mut answer =
+        Answer { machine: machine.name, kernel: Some(kernel.version.clone()), ..Answer::of(machine.suite) };
     let mut ended = false;
     for line in output.lines().filter_map(|line| line.split_once("guard-vm: ")).map(|(_, line)| line.trim()) {
         if line.starts_with("passed ") {
@@ -180,6 +260,10 @@ fn boot(
             answer.failures.push(what.to_owned());
         } else if let Some((program, count)) = line.strip_prefix("insns ").and_then(|rest| rest.split_once(' ')) {
             answer.verified.push((program.to_owned(), count.trim().to_owned()));
+        } else if let Some(seconds) = line.strip_prefix("seconds loaded ") {
+            answer.loaded = Some(seconds.to_owned());
+        } else if let Some(seconds) = line.strip_prefix("seconds started ") {
+            answer.started = Some(seconds.to_owned());
         }
         ended |= line == "end";
     }
