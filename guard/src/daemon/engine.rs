@@ -13,6 +13,7 @@ use super::{
     report::{Hook, InterfaceLine},
 };
 use crate::{
+    kernel::Feature,
     policy::compile::Compiled,
     record::{flow::Key, sweep::Now},
 };
@@ -170,6 +171,8 @@ pub struct ReadBack {
     pub flows_room: u32,
     /// What this kernel lacks, in words.
     pub missing: Vec<String>,
+    /// What it was asked for, and whether it has it.
+    pub features: Vec<Feature>,
     /// Boot-time nanoseconds of the reading.
     pub boot_ns: u64,
 }

@@ -147,6 +147,7 @@ pub fn report(sources: Sources<'_>) -> Report {
         alerts: None,
         problems,
         missing: read.missing.clone(),
+        features: read.features.clone(),
         other_firewalls: sources.other_firewalls,
         read_at: seconds(sources.clock.unix_ns(read.boot_ns)),
     }

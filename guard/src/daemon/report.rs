@@ -5,7 +5,7 @@ mod screen;
 use serde::Serialize;
 
 use super::{control::DaemonStatus, difference::Gap};
-use crate::{host::firewalls::OtherFirewall, lockdown::mark::Mark, policy::exceptions::Exception};
+use crate::{host::firewalls::OtherFirewall, kernel::Feature, lockdown::mark::Mark, policy::exceptions::Exception};
 
 pub use screen::{duration, thousands};
 
@@ -60,6 +60,8 @@ pub struct Report {
     pub gaps: Vec<Gap>,
     /// What this kernel lacks, and what is lost by that.
     pub missing: Vec<String>,
+    /// What guard uses where a kernel has it, and whether this one does.
+    pub features: Vec<Feature>,
     pub other_firewalls: Vec<OtherFirewall>,
     /// Unix time in seconds of this reading.
     pub read_at: i64,

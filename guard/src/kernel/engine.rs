@@ -60,9 +60,11 @@ impl Engine for Instance {
             first: hook.first,
             problem: hook.problem,
         });
-        let lacks = self.settings.offers.list().into_iter().filter(|feature| !feature.found);
+        let mut features = self.settings.offers.list();
+        let lacks = features.iter().filter(|feature| !feature.found);
         let mut missing: Vec<String> =
             lacks.map(|feature| format!("no {}: {}", feature.name, feature.lost_without)).collect();
+        features.extend(self.native_xdp()?);
         missing.extend(translated(self.settings.offers.local_dnat, translation::of_own_packets()));
         Ok(ReadBack {
             state,
@@ -74,6 +76,7 @@ impl Engine for Instance {
             rule_flows: self.rule_flows(state.word.effective_slot(boot_ns))?,
             flows_room: self.settings().flows,
             missing,
+            features,
             boot_ns,
         })
     }

@@ -9,7 +9,7 @@ use guard_common::{Direction, abi::Slot};
 use serde::Serialize;
 
 use super::{
-    Instance, KernelError, TableHeader,
+    Feature, Instance, KernelError, TableHeader,
     attach::{self, At, HOOKS, Hook},
     filters,
     interfaces::{self, Device},
@@ -92,6 +92,26 @@ impl Instance {
             }
         }
         Ok(bytes)
+    }
+
+    /// Whether the shield is run by the drivers themselves on every guarded interface; `None` where there is no shield. It is
+    /// the driver's to offer, and cannot be tried beforehand.
+    pub(super) fn native_xdp(&self) -> Result<Option<Feature>, KernelError> {
+        if !self.settings.programs.contains_key("shield") {
+            return Ok(None);
+        }
+        let told = self.told()?;
+        let guarded =
+            |index: &u32| told.get(index).is_some_and(|told| told.flags & guard_common::abi::Interface::GUARDED != 0);
+        let devices = interfaces::devices()?;
+        let mut guarded = devices.values().filter(|device| guarded(&device.index));
+        Ok(Some(Feature {
+            name: "native_xdp",
+            found: guarded.all(|device| device.xdp_native),
+            required: false,
+            lost_without: "the shield is generic XDP where the driver has none of its own: it drops as surely, and costs more \
+                           a packet",
+        }))
     }
 
     fn own_maps(&self) -> Result<HashSet<u32>, KernelError> {

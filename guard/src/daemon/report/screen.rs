@@ -95,6 +95,15 @@ impl Report {
         for missing in &self.missing {
             writeln!(text, "  notice      {missing}")?;
         }
+        if verbose {
+            for feature in &self.features {
+                // What the notices above say is not said again.
+                let said = self.missing.iter().any(|missing| missing.starts_with(&format!("no {}:", feature.name)));
+                let lost = if feature.found || said { String::new() } else { format!("  {}", feature.lost_without) };
+                let found = if feature.found { "yes" } else { "no" };
+                writeln!(text, "  feature     {:<21} {found}{lost}", feature.name)?;
+            }
+        }
         if !self.other_firewalls.is_empty() {
             let tables: Vec<String> =
                 self.other_firewalls.iter().map(|other| format!("{} {}", other.kind, harmless(&other.table))).collect();
@@ -365,6 +374,7 @@ mod tests {
         super::{Deadline, Hook, ReasonLine},
         *,
     };
+    use crate::kernel::Feature;
 
     fn enforcing() -> Report {
         Report {
@@ -423,6 +433,25 @@ mod tests {
         assert!(!text.contains("no flow's record"), "{text}");
         let text = Report { daemon: Some(daemon([1200, 34])), ..enforcing() }.render(false);
         assert!(text.contains("in the totals and in no flow's record: 1,234 packets"), "{text}");
+    }
+
+    #[test]
+    fn features_are_a_table_for_who_asks_for_more() {
+        let feature = |name, found| Feature { name, found, required: false, lost_without: "something is lost" };
+        let mut report = enforcing();
+        report.features = vec![feature("tcx", true), feature("coarse_clock", false), feature("native_xdp", false)];
+        report.missing = vec!["no coarse_clock: something is lost".to_owned()];
+        assert!(!report.render(false).contains("feature"));
+        let text = report.render(true);
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("  feature ")).map(str::trim_end).collect();
+        assert_eq!(
+            lines,
+            [
+                "  feature     tcx                   yes",
+                "  feature     coarse_clock          no",
+                "  feature     native_xdp            no  something is lost",
+            ]
+        );
     }
 
     #[test]
