@@ -40,10 +40,10 @@ const PACKAGES: &[&str] = &[
     "dnsmasq",
 ];
 
-/// Docker is half of the box, and one scenario needs it.
+/// For people who try containers.
 const CONTAINERS: &[&str] = &["docker.io", "iptables", "busybox-static"];
 
-/// The services run on the victim alone, which `provision.sh` makes of a box, and Docker where a scenario asks for it.
+/// The services run on the victim alone, which `provision.sh` makes of a box, and Docker where somebody asks for it.
 const CUSTOMIZE: &str = r#"set -e
 root=$1
 inside() { chroot "$root" "$@"; }
@@ -108,11 +108,11 @@ Vagrant.configure("2") do |config|
 end
 "#;
 
-/// Where the box is, made now unless it is there.
-pub fn ready(containers: bool) -> Result<PathBuf> {
-    let path = path(containers);
+/// Where the small box is, made now unless it is there: no scenario needs Docker.
+pub fn ready() -> Result<PathBuf> {
+    let path = path(false);
     if !path.exists() {
-        build(containers)?;
+        build(false)?;
     }
     Ok(path)
 }

@@ -105,7 +105,7 @@ pub fn test(scenarios: &[String]) -> Result<Vec<Answer>> {
     std::fs::create_dir_all(&logs)?;
     let dir = tempfile::Builder::new().prefix("run-").tempdir_in(&top)?;
     package(&dir.path().join("guard.deb"))?;
-    if let Err(error) = image::ready(containers(scenarios)) {
+    if let Err(error) = image::ready() {
         return Ok(answers(scenarios, &format!("no box: {error:#}"), &logs));
     }
     let start = Instant::now();
@@ -135,10 +135,6 @@ fn answers(scenarios: &[String], why_not: &str, logs: &Path) -> Vec<Answer> {
 
 fn logs() -> PathBuf {
     shell::target().join("vagrant/logs")
-}
-
-fn containers(scenarios: &[String]) -> bool {
-    scenarios.iter().any(|name| name == "container")
 }
 
 /// Guard's package, of the binary that the tests use (or `GUARD_BIN`): without its debug information, which would be most
@@ -178,7 +174,7 @@ fn inside(scenarios: &[String], dir: &Path) -> Result<bool> {
 /// An error is that of the machines.
 fn scenes(scenarios: &[String], dir: &Path, logs: &Path) -> Result<bool> {
     let minutes = |n: u64| Duration::from_secs(60 * n);
-    let session = Session::start(dir, logs, &dir.join("guard.deb"), &image::ready(containers(scenarios))?)?;
+    let session = Session::start(dir, logs, &dir.join("guard.deb"), &image::ready()?)?;
     session.vagrant("up", &["up", "victim", "--provider", "libvirt"], minutes(12))?;
     session.neighbours()?;
     session.vagrant("save", &["snapshot", "save", "victim", "fresh"], minutes(3))?;
