@@ -140,6 +140,7 @@ reasons! {
     EssentialOff = 38, Deny, "essential_off", "essential traffic that the policy switches off";
     NoHandshake = 39, Deny, "no_handshake", "TCP that cannot belong to a connection";
     IcmpAnswerUnknown = 40, Deny, "icmp_answer_unknown", "an ICMP answer that nobody here asked for";
+    BpfRefused = 41, Deny, "bpf_refused", "a bpf() call, or the removal of a pin, that would loosen a lockdown";
 }
 
 impl Reason {

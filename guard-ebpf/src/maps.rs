@@ -16,8 +16,9 @@ use aya_ebpf::{
 use guard_common::{
     Reason,
     abi::{
-        COUNTERS as COUNTER_SLOTS, ClockReading, Counter, Flow, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6,
-        FragmentValue, Interface, LOST_SLOTS, NoteKey, Offsets, Owner, Rejects, RuleCounter, Slot, State,
+        Admitted, COUNTERS as COUNTER_SLOTS, ClockReading, Counter, Flow, FlowKeyV4, FlowKeyV6, FragmentKeyV4,
+        FragmentKeyV6, FragmentValue, Interface, LOST_SLOTS, NoteKey, Offsets, Owner, Rejects, RuleCounter, SealBpf,
+        Slot, State,
     },
     decide::Node,
 };
@@ -153,6 +154,28 @@ impl CgroupArray {
         unsafe { bpf_current_task_under_cgroup(self.0.get().cast(), 0) != 0 }
     }
 }
+
+/// One element: what the seal of `bpf(2)` goes by.
+#[map]
+pub static SEAL_BPF: Array<SealBpf> = Array::with_max_entries(1, 0);
+
+/// By process: who has shown the key.
+#[map]
+pub static ADMITTED: LruHashMap<u32, Admitted> = LruHashMap::with_max_entries(1024, 0);
+
+/// By id: maps and programs of guard's own.
+#[map]
+pub static OWN_MAPS: HashMap<u32, u8> = HashMap::with_max_entries(256, BPF_F_NO_PREALLOC);
+#[map]
+pub static OWN_PROGRAMS: HashMap<u32, u8> = HashMap::with_max_entries(256, BPF_F_NO_PREALLOC);
+
+/// By inode, of the file system that [`SEAL_BPF`] names: the directories that guard's pins are in.
+#[map]
+pub static OWN_DIRECTORIES: HashMap<u64, u8> = HashMap::with_max_entries(16, BPF_F_NO_PREALLOC);
+
+/// By process (upper half) and kind of what was refused; jiffies of when it was told.
+#[map]
+pub static SEAL_BPF_TOLD: LruHashMap<u64, u64> = LruHashMap::with_max_entries(1024, 0);
 
 /// The packet in hand.
 #[map]

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
+    agent,
     process::{Ended, Process, run},
     world::{Inside, World},
 };
@@ -242,8 +243,8 @@ impl Guard {
         }
         self.daemon = None;
         let pins = format!("/sys/fs/bpf/guard/{}", self.instance);
-        let gone = run(self.place.command("rm").args(["-rf", &pins]), patience())?;
-        ensure!(gone.good(), "{}", gone.text());
+        let gone = agent::ask(&self.place, &["bpf", "forget", &pins])?;
+        ensure!(gone.good(), "{gone:?}");
         ensure!(self.status()?["mode"] == "none", "as after a reboot");
         Ok(())
     }
@@ -251,6 +252,12 @@ impl Guard {
     #[must_use]
     pub fn daemon(&self) -> Option<&Process> {
         self.daemon.as_ref()
+    }
+
+    /// Where it runs.
+    #[must_use]
+    pub const fn inside(&self) -> &Inside {
+        &self.place
     }
 
     #[must_use]

@@ -17,6 +17,7 @@ pub mod frame;
 pub mod generate;
 pub mod guard;
 pub mod keystrokes;
+pub mod other_bpf;
 pub mod parity;
 pub mod parity_kernel;
 pub mod probe;

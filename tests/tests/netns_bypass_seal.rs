@@ -82,6 +82,27 @@ fn sockets_from_before_are_asked() {
     drop(plain);
 }
 
+/// In a lockdown others may not use `bpf(2)` against guard; where the kernel gives no way to refuse it, status names that.
+#[test]
+fn bpf_under_a_lockdown_is_refused_or_named() {
+    let Some(world) = new_world("netns_bypass_seal bpf_under_a_lockdown") else { return };
+    let policy = POLICY.replace("mode: enforce", "mode: enforce\nlockdown: true");
+    let guard = Guard::start(&world, &policy).unwrap();
+    let said = ask(&world.operator, &["bpf", "load", "6"]).unwrap();
+    let status = guard.status().unwrap();
+    let missing = status["missing"].to_string();
+    if status["hooks"].to_string().contains("fmod_ret bpf") {
+        assert!(said.refused() && !missing.contains("seal of bpf(2)"), "{said:?}, {missing}");
+        assert!(guard.packets("bpf_refused", "outbound", true).unwrap() >= 1);
+    } else {
+        assert!(said.good(), "{said:?}");
+        assert!(
+            missing.contains("no fmod_ret seal of bpf(2)") && missing.contains("noticed, not stopped"),
+            "{missing}"
+        );
+    }
+}
+
 #[test]
 fn io_uring_is_refused() {
     const TEST: &str = "netns_bypass_seal io_uring";

@@ -1,6 +1,7 @@
 //! Runs as the only program of a virtual machine (`cargo xtask vm load`): guard on this kernel. Each result is one line
 //! on the serial console that begins with `guard-vm: `.
 
+mod admission;
 mod holds;
 mod lockdown;
 mod programs;
@@ -41,12 +42,18 @@ fn cases() -> Vec<Case> {
         ("a lockdown, confirmed and restored", lockdown::confirmed),
         ("a lockdown, undone by the kernel", lockdown::rolled_back_by_the_kernel),
     ];
-    let rest: [Case; 2] = [("a connection outlives a wrong edit", cut), ("expiry after a clock step", clock)];
+    let rest: [Case; 3] = [
+        ("a connection outlives a wrong edit", cut),
+        ("expiry after a clock step", clock),
+        ("bpf(2) under a lockdown is guard's alone", admission::others),
+    ];
     match std::env::var("GUARD_CASE").as_deref() {
         Ok("no-btf") => vec![("a kernel without type information is refused by name", refused)],
         Ok("stacked") => vec![("devices over devices, and tunnels", stacked::devices)],
         // The container's answers need a bridge and IPv6 as any other machine's; the seal may not be at functions.
         Ok("ipv6-off" | "hybrid") => base.into_iter().chain([essentials[0], essentials[1], essentials[3]]).collect(),
+        // What is refused by `fmod_ret` is refused with the kernel's own BPF LSM and without.
+        Ok("bpf-lsm" | "no-bpf-lsm") => base.into_iter().chain([essentials[0], essentials[2], rest[2]]).collect(),
         Ok(_) => base.into_iter().chain([essentials[0], essentials[2]]).collect(),
         Err(_) => base.into_iter().chain(essentials).chain(rest).collect(),
     }

@@ -18,6 +18,9 @@ pub enum EventKind {
     Sealed = 4,
     /// A packet that belongs to no flow was denied (malformed, ethertype, fragment): at most one a second and reason.
     PacketDenied = 5,
+    /// The seal of `bpf(2)` refused a call: at most one a second of each process and [`super::Refused`], which stands in the
+    /// place of the cookie.
+    BpfRefused = 6,
 }
 
 /// Which process: filled in by the socket layer, where it runs in the process's own context. `pid` 0: unknown.

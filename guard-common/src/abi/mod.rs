@@ -10,6 +10,7 @@ mod globals;
 mod interface;
 mod process;
 mod reject;
+mod seal;
 mod state;
 
 pub use counters::{COUNTERS, Counter, LOST_SLOTS, Lost, RuleCounter, counter_index};
@@ -22,6 +23,7 @@ pub use process::{
     ProcessEvent, ProcessHead, ProcessKind,
 };
 pub use reject::Rejects;
+pub use seal::{Admitted, Refused, SEAL_BPF_SHOW, SEAL_BPF_TAKEN, SealBpf};
 pub use state::{Slot, SlotFlags, SlotInfo, State, StateWord};
 
 /// Version of all layouts in this module and in [`crate::decide`].

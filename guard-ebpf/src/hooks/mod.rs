@@ -4,6 +4,7 @@ mod backstop;
 mod clock;
 mod processes;
 mod seal;
+mod seal_bpf;
 mod seal_function;
 mod shield;
 mod socket;

@@ -63,7 +63,7 @@ fn bypasses(socket: u64) -> bool {
 
 /// A traced function's arguments, each in a word of its own.
 #[inline(always)]
-fn words<const N: usize>(arguments: *mut c_void) -> [u64; N] {
+pub fn words<const N: usize>(arguments: *mut c_void) -> [u64; N] {
     // SAFETY: the kernel's context has a word for each argument, and one for the value so far; volatile, so that each is
     // read as a word, as the verifier wants.
     core::array::from_fn(|at| unsafe { arguments.cast::<u64>().add(at).read_volatile() })

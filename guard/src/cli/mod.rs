@@ -202,6 +202,7 @@ pub enum Command {
 /// Runs the command of this process's arguments.
 #[must_use]
 pub fn main() -> ExitCode {
+    crate::kernel::introduce_here();
     run_with(std::env::args_os()).into()
 }
 

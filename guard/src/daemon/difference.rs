@@ -32,6 +32,8 @@ pub enum Kind {
     GoesRound,
     /// Records cannot be written, or were damaged. Enforcement goes on.
     RecordsLost,
+    /// The seal of `bpf(2)` refused what somebody tried.
+    BpfRefused,
 }
 
 impl Kind {
@@ -51,6 +53,7 @@ impl Kind {
             Self::Many => "many",
             Self::GoesRound => "goes_round",
             Self::RecordsLost => "records_lost",
+            Self::BpfRefused => "bpf_refused",
         }
     }
 
@@ -65,7 +68,7 @@ impl Kind {
     pub const fn severity(self) -> u8 {
         match self {
             Self::PacketSocket | Self::ForeignProgram | Self::InterfaceChanged => 3,
-            Self::PinGone | Self::ProgramLoaded | Self::Many | Self::RecordsLost => 2,
+            Self::PinGone | Self::ProgramLoaded | Self::Many | Self::RecordsLost | Self::BpfRefused => 2,
             _ => 1,
         }
     }
@@ -81,7 +84,12 @@ impl Kind {
     pub const fn lasts(self) -> bool {
         !matches!(
             self,
-            Self::PacketSocket | Self::ForeignProgram | Self::ProgramLoaded | Self::InterfaceChanged | Self::Many
+            Self::PacketSocket
+                | Self::ForeignProgram
+                | Self::ProgramLoaded
+                | Self::InterfaceChanged
+                | Self::Many
+                | Self::BpfRefused
         )
     }
 
@@ -99,6 +107,7 @@ impl Kind {
             Self::WentRound => "an interface sends what guard's programs do not see",
             Self::ProgramLoaded => "a BPF program of somebody else's was loaded",
             Self::InterfaceChanged => "an interface appeared, went, or is judged otherwise",
+            Self::BpfRefused => "a bpf() call, or the removal of a pin, was refused",
             Self::Many => "more alerts of a kind than are told one by one",
             Self::GoesRound => "a socket goes round guard's programs",
             Self::RecordsLost => "records cannot be written, or were damaged",

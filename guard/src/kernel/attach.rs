@@ -14,6 +14,7 @@ use guard_common::Direction;
 use super::{
     KernelError,
     pins::{Pins, pin_over},
+    sealing,
     settings::Settings,
     sys::{self, LINK_FIRST, XDP_GENERIC, XDP_NATIVE},
 };
@@ -64,6 +65,12 @@ pub const HOOKS: &[Hook] = &[
     hook("seal_setsockopt", "seal", At::Cgroup(22), "cgroup setsockopt"),
     hook("seal_option", "seal", At::Function, "fmod_ret setsockopt"),
     hook("seal_create", "seal", At::Function, "fmod_ret socket"),
+    hook(sealing::OF_BPF, "seal", At::Function, "fmod_ret bpf"),
+    hook("seal_map", "seal", At::Function, "fmod_ret bpf_map"),
+    hook("seal_prog", "seal", At::Function, "fmod_ret bpf_prog"),
+    hook("seal_unlink", "seal", At::Function, "fmod_ret unlink"),
+    hook("seal_rename", "seal", At::Function, "fmod_ret rename"),
+    hook("seal_umount", "seal", At::Function, "fmod_ret umount"),
     hook("backstop_ingress", "backstop", At::Cgroup(0), "cgroup_skb ingress"),
     hook("backstop_egress", "backstop", At::Cgroup(1), "cgroup_skb egress"),
     hook("sockets_create", "socket", At::Cgroup(2), "cgroup sock_create"),
@@ -185,6 +192,7 @@ pub fn detach_filter(direction: Direction, interface: &str) {
 #[must_use]
 pub fn target(settings: &Settings, hook: &Hook, interface: u32) -> String {
     match hook.at {
+        At::Function if sealing::is_of_bpf(hook.program) => "this machine".to_owned(),
         At::Cgroup(_) | At::Function => format!("cgroup {}", settings.cgroup.display()),
         At::Wire(_) | At::Xdp => format!("interface {interface}"),
     }

@@ -91,6 +91,7 @@ fn kernel_btf() -> std::io::Result<()> {
 pub struct Offers {
     pub tcx: bool,
     pub fmod_ret: bool,
+    pub bpf_seal: bool,
     pub netns_cookie: bool,
     pub netns_cookie_skb: bool,
     pub netns_cookie_sockopt: bool,
@@ -136,6 +137,7 @@ impl Offers {
             // Loopback is number 1 in every network namespace; asking changes nothing.
             tcx: sys::query(1, TCX_INGRESS).is_ok(),
             fmod_ret: super::sealing::works(),
+            bpf_seal: super::sealing::works_for_bpf(),
             netns_cookie: sys::netns_cookie().is_ok() && helper(CGROUP_SOCK_ADDR, INET4_CONNECT, GET_NETNS_COOKIE),
             netns_cookie_skb: helper(SCHED_CLS, 0, GET_NETNS_COOKIE) && helper(CGROUP_SKB, 0, GET_NETNS_COOKIE),
             netns_cookie_sockopt: helper(CGROUP_SOCKOPT, SETSOCKOPT, GET_NETNS_COOKIE),
@@ -175,6 +177,12 @@ impl Offers {
                 self.fmod_ret,
                 "the seal is a cgroup setsockopt program: 32-bit system calls, sockets prepared before the start and later \
                  cgroup programs can pass it",
+            ),
+            feature(
+                "fmod_ret seal of bpf(2)",
+                self.bpf_seal,
+                "this kernel lets guard refuse nobody's bpf() calls in a lockdown (no fmod_ret, and BPF LSM is not used): who \
+                 detaches, writes to guard's maps, removes pins or loads programs is noticed, not stopped",
             ),
             feature(
                 "netns_cookie",

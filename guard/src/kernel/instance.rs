@@ -135,6 +135,7 @@ impl Instance {
             seen: Seen::default(),
             appeared: Vec::new(),
         };
+        instance.tell_seal()?;
         // The wire first: until then the backstop would hold every socket, were there a policy.
         instance.look_at_interfaces()?;
         instance.attach_cgroup()?;
@@ -253,6 +254,7 @@ impl Instance {
         // Who looks at the interfaces from now on finds the patterns there.
         settings::write(self.map(META)?, 1 + u32::from(slot.0), &published, &self.pins.map(META))?;
         self.write_classes(usize::from(slot.0), &published)?;
+        self.tell_seal()?;
         publish::flip(&self.state, slot, within)
     }
 

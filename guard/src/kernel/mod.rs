@@ -4,6 +4,7 @@
 //! `<bpffs>/guard/<instance>`; every command opens it by these, and none has to run for it to go on. Programs, maps and
 //! hooks are as `guard-ebpf` has them; `META` beside them says what was asked for at the start.
 
+mod admission;
 mod attach;
 mod bpf_events;
 mod btf;
@@ -31,6 +32,7 @@ mod status;
 mod sys;
 mod watch;
 
+pub use admission::introduce_here;
 pub use error::KernelError;
 pub use features::{Feature, Needed, Offers, must_have, needed, release as kernel_release, tick_hz};
 pub use filters::{Filter, filters};

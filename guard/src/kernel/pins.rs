@@ -1,6 +1,7 @@
 //! Where an instance lives in bpffs: `<bpffs>/guard/<instance>/{maps,programs,links}`, root's own.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, DirBuilder},
     io,
     os::{
@@ -31,11 +32,10 @@ impl Pins {
     /// `bpffs`: `None` is the one that is mounted, else the one to be at /sys/fs/bpf. Makes and mounts nothing.
     pub fn find(bpffs: Option<&Path>, instance: &str) -> Result<Self, KernelError> {
         check_instance_name(instance)?;
-        let root = match bpffs {
-            Some(path) => path.to_owned(),
-            None => mounted().unwrap_or_else(|| PathBuf::from(DEFAULT_BPFFS)),
-        };
-        Ok(Self { directory: root.join("guard").join(instance), root })
+        let root = bpffs.map_or_else(default_root, Path::to_owned);
+        let pins = Self { directory: root.join("guard").join(instance), root };
+        pins.introduce();
+        Ok(pins)
     }
 
     /// Where the bpffs is, or is to be.
@@ -117,6 +117,20 @@ impl Pins {
         Ok(links)
     }
 
+    /// The number of their file system, as the kernel has it within.
+    pub fn device(&self) -> Result<u32, KernelError> {
+        let device = fs::metadata(&self.directory).map_err(KernelError::path("cannot use", &self.directory))?.dev();
+        Ok(libc::major(device) << 20 | libc::minor(device))
+    }
+
+    /// Inodes of the directories that hold pins, and of those above them, the root apart.
+    pub fn directories(&self) -> Result<BTreeSet<u64>, KernelError> {
+        let parent = self.directory.parent().unwrap_or(&self.directory);
+        let all = [parent, &self.directory, &self.map(""), &self.program(""), &self.link("")];
+        let inode = |path: &Path| fs::metadata(path).map_err(KernelError::path("cannot use", path));
+        all.iter().map(|path| inode(path).map(|found| found.ino())).collect()
+    }
+
     /// Removes everything. What is detached by then stays so; links lose their last holder but open descriptors.
     pub fn remove(&self) -> Result<(), KernelError> {
         for part in ["links", "programs", "maps"] {
@@ -173,6 +187,11 @@ fn check(path: &Path) -> Result<(), KernelError> {
         return Ok(());
     };
     Err(KernelError::Unsafe { path: path.to_owned(), why })
+}
+
+/// The bpffs that is mounted, else where it is to be.
+pub fn default_root() -> PathBuf {
+    mounted().unwrap_or_else(|| PathBuf::from(DEFAULT_BPFFS))
 }
 
 /// Of /proc/self/mountinfo; /sys/fs/bpf before others.

@@ -23,6 +23,40 @@ use crate::object::OBJECT;
 pub const PROGRAMS: [(&str, &str); 2] =
     [("seal_option", "security_socket_setsockopt"), ("seal_create", "security_socket_create")];
 
+/// The same, of the seal of `bpf(2)` (`admission`): all of them or none.
+pub const PROGRAMS_OF_BPF: [(&str, &str); 6] = [
+    (OF_BPF, "security_bpf"),
+    ("seal_map", "security_bpf_map"),
+    ("seal_prog", "security_bpf_prog"),
+    ("seal_unlink", "security_inode_unlink"),
+    ("seal_rename", "security_inode_rename"),
+    ("seal_umount", "security_sb_umount"),
+];
+/// The first of them.
+pub const OF_BPF: &str = "seal_bpf";
+
+#[must_use]
+pub fn is_of_bpf(program: &str) -> bool {
+    PROGRAMS_OF_BPF.iter().any(|(name, _)| *name == program)
+}
+
+/// The object's global of each offset that the seal of `bpf(2)` reads at, and where it is.
+const OFFSETS_OF_BPF: [(&str, &str, &[&str]); 13] = [
+    ("TASK_LEADER", "task_struct", &["group_leader"]),
+    ("TASK_STARTED", "task_struct", &["start_boottime"]),
+    ("TASK_MM", "task_struct", &["mm"]),
+    ("MAP_ID", "bpf_map", &["id"]),
+    ("PROG_AUX", "bpf_prog", &["aux"]),
+    ("AUX_ID", "bpf_prog_aux", &["id"]),
+    ("AUX_USED_MAPS", "bpf_prog_aux", &["used_maps"]),
+    ("AUX_USED_MAP_COUNT", "bpf_prog_aux", &["used_map_cnt"]),
+    ("INODE_NUMBER", "inode", &["i_ino"]),
+    ("INODE_SUPER", "inode", &["i_sb"]),
+    ("SUPER_DEVICE", "super_block", &["s_dev"]),
+    ("DENTRY_INODE", "dentry", &["d_inode"]),
+    ("MOUNT_SUPER", "vfsmount", &["mnt_sb"]),
+];
+
 /// One element: the cgroup whose tasks are held.
 pub const CGROUP: &str = "SEAL_CGROUP";
 
@@ -30,9 +64,19 @@ pub const CGROUP: &str = "SEAL_CGROUP";
 /// load it and yet have no trampoline to attach it by.
 #[must_use]
 pub fn works() -> bool {
+    work(&PROGRAMS, |_| true)
+}
+
+/// The same of the seal of `bpf(2)`, which must also know where to read.
+#[must_use]
+pub fn works_for_bpf() -> bool {
+    work(&PROGRAMS_OF_BPF, |btf| OFFSETS_OF_BPF.iter().all(|(_, of, path)| btf.offset(of, path).is_some()))
+}
+
+fn work(programs: &[(&str, &str)], known: impl Fn(&Btf<'_>) -> bool) -> bool {
     let Ok(bytes) = fs::read(btf::VMLINUX) else { return false };
-    let Some(btf) = Btf::new(&bytes) else { return false };
-    PROGRAMS.iter().all(|(_, function)| {
+    let Some(btf) = Btf::new(&bytes).filter(known) else { return false };
+    programs.iter().all(|(_, function)| {
         let Some(found) = btf.find(btf::FUNC, function) else { return false };
         sys::load_nothing_at(found.id).is_ok_and(|program| sys::attach_to_function(program.as_fd()).is_ok())
     })
@@ -61,7 +105,7 @@ fn symbol(name: &str) -> Option<u64> {
 /// Loads those that are wanted, against the pinned maps.
 pub fn load(pins: &Pins, settings: &Settings, wanted: &dyn Fn(&str) -> bool) -> Result<Programs, KernelError> {
     let mut programs = Programs::new();
-    let wanted: Vec<_> = PROGRAMS.iter().filter(|(name, _)| wanted(name)).collect();
+    let wanted: Vec<_> = PROGRAMS.iter().chain(&PROGRAMS_OF_BPF).filter(|(name, _)| wanted(name)).collect();
     if wanted.is_empty() {
         return Ok(programs);
     }
@@ -79,6 +123,9 @@ pub fn load(pins: &Pins, settings: &Settings, wanted: &dyn Fn(&str) -> bool) -> 
     let [offset, mask, value] = sign_of_bypass(&btf).unwrap_or([0, 0, 1]).map(u64::to_ne_bytes);
     let sk = btf.offset("socket", &["sk"]).map(u64::from).ok_or_else(|| damaged("struct socket has no sk"))?;
     let sk = sk.to_ne_bytes();
+    // Of no use where the seal of bpf(2) is not wanted; where it is, all were found.
+    let places =
+        OFFSETS_OF_BPF.map(|(name, of, path)| (name, u64::from(btf.offset(of, path).unwrap_or(0)).to_ne_bytes()));
     let (hz, features) = (settings.hz.to_ne_bytes(), settings.offers.bits().to_ne_bytes());
     let globals: HashMap<&str, (&[u8], bool)> = [
         ("HZ", &hz[..]),
@@ -89,6 +136,7 @@ pub fn load(pins: &Pins, settings: &Settings, wanted: &dyn Fn(&str) -> bool) -> 
         ("SOCKET_SK", &sk),
     ]
     .into_iter()
+    .chain(places.iter().map(|(name, bytes)| (*name, &bytes[..])))
     .map(|(name, bytes)| (name, (bytes, true)))
     .collect();
     object.patch_map_data(globals).map_err(|error| failed(&error))?;

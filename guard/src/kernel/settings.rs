@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{KernelError, features::Offers, interfaces::Selection, sys};
+use super::{KernelError, features::Offers, interfaces::Selection, sealing, sys};
 
 /// Pinned as `META`: element 0 holds [`Settings`], 1 to 3 the [`Published`] of slots 0 to 2; JSON, NUL-padded.
 pub const META: &str = "META";
@@ -107,6 +107,7 @@ impl Settings {
             "sockets_create" | "sockets_release" => !self.offers.netns_cookie_skb,
             "shield" => self.shield,
             "seal_option" | "seal_create" => self.offers.fmod_ret,
+            of_bpf if sealing::is_of_bpf(of_bpf) => self.offers.bpf_seal,
             _ => true,
         }
     }

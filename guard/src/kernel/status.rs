@@ -1,7 +1,7 @@
 //! What is really attached, read back from the kernel.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     os::fd::{AsFd, AsRawFd},
 };
 
@@ -13,7 +13,7 @@ use super::{
     attach::{self, At, HOOKS, Hook},
     filters,
     interfaces::{self, Device},
-    objects, publish, sys,
+    objects, publish, sealing, sys,
 };
 use crate::host::firewalls::OtherFirewall;
 
@@ -112,6 +112,17 @@ impl Instance {
             lost_without: "the shield is generic XDP where the driver has none of its own: it drops as surely, and costs more \
                            a packet",
         }))
+    }
+
+    /// Ids of guard's maps, the tables and rule counters of every slot too.
+    pub(super) fn own_map_ids(&self) -> Result<BTreeSet<u32>, KernelError> {
+        let mut ids: BTreeSet<u32> = self.own_maps()?.into_iter().collect();
+        for outer in ["TABLES", "RULE_COUNTERS"] {
+            let inner = sys::entries_of_array(self.map(outer)?, Slot::TABLES as u32)
+                .map_err(KernelError::call("cannot read the slots"))?;
+            ids.extend(inner);
+        }
+        Ok(ids)
     }
 
     fn own_maps(&self) -> Result<HashSet<u32>, KernelError> {
@@ -233,7 +244,10 @@ impl Look<'_> {
     /// The kernel does not tell which programs a function has, so the link is what is looked at: the pinned one, else the
     /// one that this process holds. What others have there cannot lift a refusal.
     fn function(&mut self, hook: &Hook) {
-        let target = self.instance.settings().cgroup.display().to_string();
+        let target = match sealing::is_of_bpf(hook.program) {
+            true => "this machine".to_owned(),
+            false => self.instance.settings().cgroup.display().to_string(),
+        };
         let held = || sys::info_of_link(self.instance.links.get(&hook.pin_name(0))?.as_fd()).ok();
         let programs: Vec<u32> = self.link(hook, 0).or_else(held).map(|info| info.program_id).into_iter().collect();
         self.judge(hook, hook.name.to_owned(), target, 0, &programs, false);

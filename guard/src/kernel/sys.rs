@@ -16,6 +16,7 @@ use std::{
     path::Path,
 };
 
+use guard_common::abi;
 pub use info::*;
 pub use map::*;
 
@@ -141,6 +142,24 @@ pub fn pinned(path: &Path) -> io::Result<Option<OwnedFd>> {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// A map that is pinned there, to read only (4.15). `None`: nothing is pinned there.
+pub fn pinned_to_read(path: &Path) -> io::Result<Option<OwnedFd>> {
+    const READ_ONLY: u32 = 1 << 3;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    match bpf(OBJ_GET, &mut Attr::new().pointer(0, path.as_ptr()).u32(12, READ_ONLY)) {
+        Ok(fd) => Ok(Some(own(fd))),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// No command of the kernel's, but one that the seal of `bpf(2)` waits for. Whether it took the key; without a seal the
+/// kernel refuses.
+pub fn show_key(key: [u64; 2]) -> bool {
+    let result = bpf(abi::SEAL_BPF_SHOW as libc::c_int, &mut Attr::new().u64(0, key[0]).u64(8, key[1]));
+    result.is_err_and(|error| error.raw_os_error() == Some(abi::SEAL_BPF_TAKEN))
 }
 
 pub fn map_by_id(id: u32) -> io::Result<OwnedFd> {

@@ -73,6 +73,7 @@ impl Instance {
     /// What the programs are told, against what guard told them; put back where it differs.
     pub fn check_maps(&mut self) -> Result<Vec<Difference>, KernelError> {
         let mut found = Vec::new();
+        self.tell_seal()?;
         let told = self.told()?;
         let devices = interfaces::devices()?;
         for (index, flags) in self.seen.flags.clone() {

@@ -42,6 +42,8 @@ pub enum Moment {
     SocketDenied,
     /// The seal refused a socket option or family.
     Sealed,
+    /// The seal of `bpf(2)` refused a call.
+    BpfRefused,
     /// A packet that belongs to no flow.
     Packet,
 }

@@ -197,6 +197,7 @@ impl Recorder {
             kind if kind == EventKind::FlowCut as u8 => Moment::Cut,
             kind if kind == EventKind::SocketDenied as u8 => Moment::SocketDenied,
             kind if kind == EventKind::Sealed as u8 => Moment::Sealed,
+            kind if kind == EventKind::BpfRefused as u8 => Moment::BpfRefused,
             // A kind that this version does not know is still told.
             _ => Moment::Packet,
         };
@@ -231,7 +232,7 @@ impl Recorder {
         });
     }
 
-    /// A sealed option, or a packet that belongs to no flow.
+    /// A sealed option, a refused call, or a packet that belongs to no flow.
     fn without_flow(&mut self, event: &Event, moment: Moment) {
         let direction = Direction::from_u8(event.direction);
         let rule = self.names.of(event.generation, event.outcome);

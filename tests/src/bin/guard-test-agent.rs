@@ -9,6 +9,7 @@
 //! xdp WAY                           an AF_XDP socket, and its first option
 //! xdp-send INTERFACE HEX            a frame by an AF_XDP socket
 //! xdp-sends INTERFACE HEX           a frame by one for each line of its input
+//! bpf WORDS…                        one call of bpf(2) (`guard_tests::other_bpf`)
 //! priority WAY                      an option that nobody minds
 //! serve PORT                        says back whatever comes over TCP, in IPv6 and IPv4, until it is killed
 //! hold tcp ADDRESS:PORT             says something and hears it, a line each time a line comes in, until the end
@@ -50,6 +51,7 @@ fn main() -> io::Result<()> {
                 say(|| sender.send());
             }
         }
+        ["bpf", ref words @ ..] => say(|| guard_tests::other_bpf::call(words)),
         ["priority", way] => priority(by(way)?)?,
         ["serve", port] => serve(port.parse().map_err(io::Error::other)?)?,
         ["hold", "tcp", to] => hold(address(to))?,

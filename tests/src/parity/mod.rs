@@ -195,6 +195,7 @@ pub const OUT_OF_REACH: &[(Reason, &str)] = &[
     (Reason::FlowTableFull, "an LRU table makes room; the unit tests of the judge make inserts fail"),
     (Reason::FragmentTableFull, "an LRU table makes room; the unit tests of the judge make inserts fail"),
     (Reason::Sealed, "of a system call, not of a packet: kernel_socket and netns_hooks"),
+    (Reason::BpfRefused, "of a system call, not of a packet: tests/vm/admission.rs"),
 ];
 
 /// What [`check`] must have met.

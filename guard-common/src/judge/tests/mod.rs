@@ -484,6 +484,7 @@ fn every_reason_of_the_wire_is_reached() {
         Reason::UnnamedRemote,
         Reason::NoHandshake,
         Reason::Sealed,
+        Reason::BpfRefused,
     ];
     let missing: Vec<_> =
         Reason::ALL.iter().filter(|reason| !seen.contains(reason) && !elsewhere.contains(reason)).collect();

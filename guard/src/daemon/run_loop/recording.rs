@@ -40,6 +40,7 @@ impl Daemon<'_> {
         self.take_beside();
         for event in &events {
             self.recorder.event(event);
+            self.tell_of_refusal(event);
         }
         taken
     }

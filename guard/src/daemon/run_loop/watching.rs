@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use guard_common::abi::{Slot, State, StateWord};
+use guard_common::abi::{self, EventKind, Refused, Slot, State, StateWord};
 
 use super::Daemon;
 use crate::{
@@ -154,6 +154,24 @@ impl Daemon<'_> {
                 None => difference,
             });
         }
+    }
+
+    /// The kernel refused a call of somebody's.
+    pub(super) fn tell_of_refusal(&mut self, event: &abi::Event) {
+        if event.kind != EventKind::BpfRefused as u8 {
+            return;
+        }
+        let why = Refused::from_u64(event.socket_cookie).map_or("that this version does not know", Refused::why);
+        let how = if event.dropped != 0 { "was refused" } else { "would be refused, were this policy enforced" };
+        let owner = &event.owner;
+        let comm = String::from_utf8_lossy(&owner.comm).trim_end_matches('\0').to_owned();
+        // One that is gone has the name that the kernel saw.
+        let by = match process(owner.pid).filter(|by| !by.ends_with("gone")) {
+            Some(by) => by,
+            None => format!("{comm} {}, which is gone", owner.pid),
+        };
+        let what = format!("a call {why} {how}, uid {}", owner.uid);
+        self.tell_new(Difference::new(Kind::BpfRefused, format!("process {}", owner.pid), what).by(by));
     }
 
     /// Called when the kernel says that something changed, and each second.

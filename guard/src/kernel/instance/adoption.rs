@@ -25,10 +25,15 @@ impl Instance {
         (self.settings.cgroup, self.settings.cgroup_id) = options.cgroup()?;
         self.settings.offers.local_dnat = translation::of_own_packets().is_some();
         let other_object = old.object_sha256 != crate::object::OBJECT_SHA256;
+        if other_object {
+            // One that the older guard did not know of.
+            self.settings.offers.bpf_seal = sealing::works_for_bpf();
+        }
         let translated = old.offers.local_dnat != self.settings.offers.local_dnat;
         if other_object || translated || old.shield != options.shield {
             self.replace_programs()?;
         }
+        self.tell_seal()?;
         self.move_to_cgroup()?;
         settings::write(self.map(META)?, 0, &self.settings, &self.pins.map(META))?;
         if !self.settings.shield {
@@ -84,12 +89,20 @@ impl Instance {
         if programs.contains_key("seal_option") {
             sealing::hold(self.map(sealing::CGROUP)?, &self.settings)?;
         }
+        let seals_bpf = programs.contains_key(sealing::OF_BPF);
+        if seals_bpf {
+            // The key before the programs that ask for it: the older guard may have had neither, and a lockdown may hold.
+            self.show_to_seal()?;
+        }
         for hook in HOOKS.iter().filter(|hook| hook.at == At::Function) {
             // Such a link cannot be updated: the new one stands beside the old, which then goes.
             if let Some(program) = programs.get(hook.program) {
                 let link = attach::attach_link(&self.pins, hook, program.as_fd(), &self.settings, 0)?;
                 self.links.insert(hook.pin_name(0), link);
             }
+        }
+        if seals_bpf {
+            self.show_to_seal()?;
         }
         for (name, link) in &self.links {
             let failed = || KernelError::call(format!("cannot replace the program of {name}"));

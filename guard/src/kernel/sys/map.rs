@@ -20,7 +20,6 @@ macro_rules! plain {
         $(unsafe impl Plain for $type {})*
     };
 }
-use guard_common::abi;
 plain!(
     u8,
     u32,
@@ -37,6 +36,7 @@ plain!(
     abi::Owner,
     abi::Offsets,
     abi::ClockReading,
+    abi::SealBpf,
     LpmKey<u32>,
     LpmKey<[u32; 4]>
 );
@@ -94,6 +94,11 @@ pub fn lookup<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<Op
     let mut value = V::default();
     found(bpf(MAP_LOOKUP_ELEM, &mut element(map, key, std::ptr::from_mut(&mut value).cast(), 0)))
         .map(|ok| ok.then_some(value))
+}
+
+/// What the first elements of an array of maps are: ids; empty ones are left out.
+pub fn entries_of_array(map: BorrowedFd<'_>, count: u32) -> io::Result<Vec<u32>> {
+    (0..count).filter_map(|at| lookup::<u32, u32>(map, &at).transpose()).collect()
 }
 
 pub fn lookup_bytes(map: BorrowedFd<'_>, key: u32, value: &mut [u8]) -> io::Result<bool> {

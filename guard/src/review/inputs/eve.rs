@@ -155,7 +155,7 @@ fn raw(json: Json) -> Result<Option<Raw>, String> {
         };
     }
     if let Some(guard) = json.guard {
-        if guard.event == "sealed" || guard.event == "packet" {
+        if ["sealed", "bpf_refused", "packet"].contains(&guard.event.as_str()) {
             return Ok(None);
         }
         raw.head = json.packet.and_then(|packet| STANDARD.decode(packet).ok()).unwrap_or_default();
