@@ -105,9 +105,12 @@ fn the_answers_at_the_terminal_count() {
     assert!(second.ended().unwrap().is_none(), "kept by the answer");
     let said = terminal.process.output();
     assert!(said.contains("1 socket ended"), "{said}");
+    // The others that are kept have the countdown, too.
+    second.wait_line(LIMIT, |line| line.contains("it opens in") && line.contains("guard confirm")).unwrap();
 
     // In another login: nobody is asked about a new one, since this is it, but there is one way in only.
     let mut again = Terminal::open(&sshd, &world);
+    again.process.wait_line(LIMIT, |line| line.contains("it opens in")).unwrap();
     again.types(&line(&guard, "confirm", "--as kim"));
     again.types("n");
     again.process.wait_line(LIMIT, |line| line.contains("--one-way-in answers this")).unwrap();

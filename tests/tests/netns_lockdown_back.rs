@@ -316,6 +316,46 @@ fn a_full_disk_opens_no_host_that_was_locked_down() {
     assert!(!host.recovery.exists());
 }
 
+/// Pasted as it stands in the documentation, but for where things lie.
+#[test]
+fn the_line_for_hosts_without_systemd_brings_a_lockdown_back() {
+    let Some(mut host) = Host::new("netns_lockdown_back line") else { return };
+    host.locked_down();
+    host.guard.reboot().unwrap();
+    let boot = host.world.dir().join("boot");
+    fs::create_dir(&boot).unwrap();
+    // Of this world's cgroup, and never of the machine's.
+    let (bin, cgroup) = (binary().unwrap(), host.world.cgroup().to_owned());
+    let script = format!(
+        "#!/bin/sh\ncase $1 in run) shift; exec {0} run --cgroup {1} \"$@\" ;; esac\nexec {0} \"$@\"\n",
+        bin.display(),
+        cgroup.display()
+    );
+    let (guard, hook) = (boot.join("guard"), boot.join("hook"));
+    fs::write(&guard, script).unwrap();
+    fs::set_permissions(&guard, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let shell = |script: &str| {
+        let mut shell = host.world.operator.command("/bin/sh");
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", boot.display());
+        shell.env("PATH", path).env("GUARD_RECOVERY", &host.recovery);
+        shell.env("GUARD_INSTANCE", host.guard.instance()).env("GUARD_STATE_DIR", host.guard.state_dir());
+        run(shell.args(["-c", script]), LIMIT).unwrap()
+    };
+    let line = include_str!("../../docs/lockdown.md").lines().find(|line| line.starts_with("printf")).unwrap();
+    let line = line.replace("/etc/network/if-pre-up.d/guard", &hook.display().to_string());
+    let line = line.replace("/etc/guard/policy.yaml", &host.guard.policy().display().to_string());
+    let pasted = shell(&line);
+    assert!(pasted.good(), "{}", pasted.text());
+    // As for each interface: the first starts it, the others find it.
+    for _ in 0..2 {
+        let hooked = shell(&hook.display().to_string());
+        assert!(hooked.good(), "{}", hooked.text());
+        let status = host.guard.status().unwrap();
+        assert_eq!(status["enforcing"], true, "{status:#}");
+        assert!(!status["lockdown"]["confirmed"].is_null() && !status["daemon"].is_null(), "{status:#}");
+    }
+}
+
 /// All below, each file.
 fn files(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

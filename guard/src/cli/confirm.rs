@@ -46,17 +46,17 @@ pub fn run(args: &ConfirmArgs, global: &Global) -> anyhow::Result<Exit> {
     let mut lock = state.lock()?;
     if change::settle(&mut engine, &state)? {
         control::tell(&state.socket(), &control::Request::Changed);
-        return answer(global, false, "too late: the time to confirm is over, and the change was undone");
+        return say(global, false, "too late: the time to confirm is over, and the change was undone");
     }
     if !engine.read_back()?.state.word.is_pending() {
-        return answer(global, false, "nothing waits to be confirmed");
+        return say(global, false, "nothing waits to be confirmed");
     }
     let lockdown = mark::holding(&state)?.filter(|(_, mark)| mark.confirmed.is_none());
     if let Some((_, mark)) = &lockdown {
         // A person may think as long as the deadline lets them; others are not held up.
         drop(lock);
         if let Some(doubt) = doubts(args, mark)? {
-            return answer(global, false, &doubt);
+            return say(global, false, &doubt);
         }
         lock = state.lock()?;
         let same = |now: &Option<(Manifest, Mark)>| {
@@ -65,11 +65,7 @@ pub fn run(args: &ConfirmArgs, global: &Global) -> anyhow::Result<Exit> {
         };
         if change::settle(&mut engine, &state)? || !same(&mark::holding(&state)?) {
             control::tell(&state.socket(), &control::Request::Changed);
-            return answer(
-                global,
-                false,
-                "not confirmed: what was asked about does not hold any more; see guard status",
-            );
+            return say(global, false, "not confirmed: what was asked about does not hold any more; see guard status");
         }
     }
     let person = Person::now(args.by.named.as_deref());
@@ -91,7 +87,7 @@ pub fn run(args: &ConfirmArgs, global: &Global) -> anyhow::Result<Exit> {
     drop(lock);
     control::tell(&state.socket(), &control::Request::Changed);
     let Some((_, mark)) = lockdown else {
-        return answer(global, true, "confirmed: the change stays until you make another");
+        return say(global, true, "confirmed: the change stays until you make another");
     };
     let mut text = format!("CONFIRMED by {}: locked down until `guard restore`", output::escape_line(&person.name));
     if !mark.destroyed {
@@ -105,7 +101,7 @@ pub fn run(args: &ConfirmArgs, global: &Global) -> anyhow::Result<Exit> {
         Some(Err(said)) => text.push_str(&format!("\nnotice: {said}")),
         None => {}
     }
-    answer(global, true, &text)
+    say(global, true, &text)
 }
 
 fn end_sockets(engine: &Kernel, state: &StateDir) -> anyhow::Result<String> {
@@ -163,15 +159,20 @@ fn doubts(args: &ConfirmArgs, mark: &Mark) -> anyhow::Result<Option<String>> {
 
 /// Asks on standard error; only `y` and `yes` are yes.
 pub fn ask(question: &str) -> io::Result<bool> {
+    Ok(matches!(answer(question)?.to_lowercase().as_str(), "y" | "yes"))
+}
+
+/// The same, for any answer: a line, without blanks around it.
+pub fn answer(question: &str) -> io::Result<String> {
     let mut err = io::stderr();
     write!(err, "{}", output::escape(question))?;
     err.flush()?;
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
-    Ok(matches!(line.trim().to_lowercase().as_str(), "y" | "yes"))
+    Ok(line.trim().to_owned())
 }
 
-fn answer(global: &Global, confirmed: bool, text: &str) -> anyhow::Result<Exit> {
+fn say(global: &Global, confirmed: bool, text: &str) -> anyhow::Result<Exit> {
     if global.json {
         output::json_line(&serde_json::json!({ "confirmed": confirmed, "message": text }))?;
     } else {

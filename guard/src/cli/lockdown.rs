@@ -9,7 +9,7 @@ use std::{
 pub use self::args::LockdownArgs;
 use super::{
     Exit, Global, check,
-    confirm::ask,
+    confirm::{answer, ask},
     output,
     run::{self},
 };
@@ -33,7 +33,7 @@ use crate::{
         listed, mark,
         packages::Intact,
         plan::Plan,
-        prepare::{Found, Guarded, PrepareError, Prepared, prepare},
+        prepare::{Found, Guarded, MOST_CANDIDATES, PrepareError, Prepared, Refusal, prepare},
         service,
     },
     record::clock::Clock,
@@ -43,8 +43,18 @@ use crate::{
 pub fn run(args: &LockdownArgs, global: &Global) -> anyhow::Result<Exit> {
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "a lockdown needs root: sudo guard lockdown");
     let guarded = guarded(args)?;
-    let found = Found::read(args.exact, &guarded)?;
-    let prepared = match prepare(&found, &args.wishes(), &guarded) {
+    let mut found = Found::read(args.exact, &guarded)?;
+    let mut first = prepare(&found, &args.wishes(), &guarded);
+    if let Err(PrepareError::Refused(Refusal::NoWayIn(text))) = &first
+        && !args.yes
+        && !args.no_keep_session
+        && can_ask(global)
+        && let Some(number) = choice(text, found.way_in.candidates.len().min(MOST_CANDIDATES))?
+    {
+        found.way_in.choose(&found.picture, number, args.exact);
+        first = prepare(&found, &args.wishes(), &guarded);
+    }
+    let prepared = match first {
         Ok(prepared) => prepared,
         Err(error) => return refused(error, global),
     };
@@ -61,9 +71,8 @@ pub fn run(args: &LockdownArgs, global: &Global) -> anyhow::Result<Exit> {
     let prepared = if args.yes {
         prepared
     } else {
-        let asks = io::stdin().is_terminal() && io::stderr().is_terminal() && !global.json;
         anyhow::ensure!(
-            asks,
+            can_ask(global),
             "nobody can be asked here: look at it with --dry-run, then say --yes; nothing was changed"
         );
         match questions(&found, args, &guarded, prepared)? {
@@ -75,6 +84,19 @@ pub fn run(args: &LockdownArgs, global: &Global) -> anyhow::Result<Exit> {
         }
     };
     enforce(args, &prepared, global)
+}
+
+fn can_ask(global: &Global) -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal() && !global.json
+}
+
+/// Which of the sessions that were named is the person's own, counted from 0. `None`: none, or nobody says.
+fn choice(named: &str, sessions: usize) -> io::Result<Option<usize>> {
+    if sessions == 0 {
+        return Ok(None);
+    }
+    let answer = answer(&format!("{named}\nWhich of these is yours? [1-{sessions}, else none] "))?;
+    Ok(answer.parse().ok().filter(|number| (1..=sessions).contains(number)).map(|number| number - 1))
 }
 
 fn show(plan: &Plan, args: &LockdownArgs, global: &Global) -> io::Result<()> {

@@ -165,6 +165,13 @@ pub fn pts_device(number: u32) -> u32 {
     (minor & 0xff) | major << 8 | (minor & !0xff) << 12
 }
 
+/// The number of `/dev/pts/N`, of a device number as `stat` has it; `None`: it is no such terminal.
+#[must_use]
+pub fn pts_number(device: u32) -> Option<u32> {
+    let (major, minor) = (device >> 8 & 0xfff, device & 0xff | device >> 12 & 0xf_ff00);
+    (major == 136).then_some(minor)
+}
+
 /// `pid (comm) state ppid pgrp session tty_nr …`; comm may hold anything, blanks and brackets too.
 fn parse_stat(stat: &[u8]) -> Option<Process> {
     let open = stat.iter().position(|&byte| byte == b'(')?;
@@ -231,6 +238,10 @@ mod tests {
         assert_eq!(pts_device(0), 34816);
         assert_eq!(pts_device(3), 34819);
         assert_eq!(pts_device(256), 0x10_8800);
+        for number in [0, 3, 255, 256, 70_000] {
+            assert_eq!(pts_number(pts_device(number)), Some(number));
+        }
+        assert_eq!((pts_number(0), pts_number(0x0401)), (None, None), "no terminal, and the console");
     }
 
     #[test]

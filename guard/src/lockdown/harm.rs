@@ -8,10 +8,13 @@ use std::{
 
 use serde::Serialize;
 
+use super::way_in::Way;
+
 /// One thing to think of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Harm {
-    /// Stable: `nfs`, `iscsi`, `nbd`, `ceph`, `fcoe`, `login`, `cloud`, `cluster`, `vpn`, `clock`.
+    /// Stable: `nfs`, `ceph`, `smb`, `gluster`, `sshfs`, `nbd`, `iscsi`, `fcoe`, `login`, `second_factor`, `cloud`,
+    /// `keepalived`, `cluster`, `vpn`, `clock`.
     pub code: &'static str,
     /// The host itself would hang or be switched off.
     pub grave: bool,
@@ -39,11 +42,13 @@ pub struct Facts {
     pub iscsi: Vec<(String, Option<SocketAddr>)>,
     /// FCoE's Ethernet frames are sent here.
     pub fcoe: bool,
+    /// Remotes of TCP connections, the kernel's own (NBD, Ceph) too.
+    pub connected: Vec<SocketAddr>,
 }
 
 impl Facts {
     #[must_use]
-    pub fn read(programs: Vec<(String, Option<String>)>) -> Self {
+    pub fn read(programs: Vec<(String, Option<String>)>, connected: Vec<SocketAddr>) -> Self {
         let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let dmi =
             ["sys_vendor", "product_name", "product_version", "bios_vendor", "chassis_asset_tag", "board_asset_tag"];
@@ -58,7 +63,13 @@ impl Facts {
             kerberos: Path::new("/etc/krb5.conf").exists(),
             programs,
             mounts,
+            connected,
         }
+    }
+
+    /// Those that are connected now, of a kind that is known by its ports.
+    fn servers(&self, ports: &[u16]) -> Vec<SocketAddr> {
+        self.connected.iter().filter(|to| ports.contains(&to.port())).copied().collect()
     }
 
     fn runs(&self, names: &[&str]) -> bool {
@@ -67,6 +78,22 @@ impl Facts {
             names.iter().any(|name| program == name || unit == *name)
         })
     }
+}
+
+/// Of the ways in, where a VPN or another program of this host carries the session.
+#[must_use]
+pub fn vpn(ways: &[Way]) -> Option<Harm> {
+    let way = ways.iter().find(|way| way.found == "tunnel")?;
+    Some(Harm {
+        code: "vpn",
+        grave: false,
+        what: format!(
+            "{} carries your session: what it speaks with now is kept, and nothing else; a server of its own that it has to \
+             find anew (keys, relays, names) is not",
+            crate::text::escape_line(&way.program)
+        ),
+        fix: "--keep its unit or --allow-to ITS-SERVER, and a way in beside it: --allow-from ADDRESS".to_owned(),
+    })
 }
 
 /// `allowed`: whether the policy lets this host reach a remote's port over TCP.
@@ -120,9 +147,15 @@ fn storage(facts: &Facts, allowed: &dyn Fn(SocketAddr) -> bool) -> Vec<Harm> {
                 continue;
             }
         };
-        if server.is_some_and(|server| allowed(SocketAddr::new(server, port))) {
+        let servers = match server {
+            Some(server) => vec![SocketAddr::new(server, port)],
+            None if code == "ceph" => facts.servers(&[3300, 6789]),
+            None => facts.servers(&[port]),
+        };
+        if !servers.is_empty() && servers.iter().all(|server| allowed(*server)) {
             continue;
         }
+        let server = servers.iter().find(|server| !allowed(**server)).map(SocketAddr::ip);
         let named = server.map_or_else(|| "a server".to_owned(), |server| format!("server {server}"));
         let kind = match code {
             "nfs" => "NFS",
@@ -163,11 +196,19 @@ fn block_device(facts: &Facts, source: &str, point: &str, allowed: &dyn Fn(Socke
     let bare = name.rsplit('/').next().unwrap_or(name);
     if bare.starts_with("nbd") || bare.starts_with("rbd") {
         let (code, kind, port) = if bare.starts_with("nbd") { ("nbd", "NBD", 10809) } else { ("ceph", "Ceph", 6789) };
+        let servers = facts.servers(if code == "nbd" { &[10809] } else { &[3300, 6789] });
+        if !servers.is_empty() && servers.iter().all(|server| allowed(*server)) {
+            return None;
+        }
+        let cut = servers.iter().find(|server| !allowed(**server));
         return Some(Harm {
             code,
             grave: vital(point),
             what: format!("{shown} is on {kind} ({}): {hang}", crate::text::escape_line(source)),
-            fix: format!("--allow-to SERVER:tcp/{port}"),
+            fix: match cut {
+                Some(server) => format!("--allow-to {}:tcp/{}", server.ip(), server.port()),
+                None => format!("--allow-to SERVER:tcp/{port}"),
+            },
         });
     }
     let (_, target) = facts.iscsi.iter().find(|(disk, _)| bare == disk || is_partition_of(bare, disk))?;
@@ -393,6 +434,26 @@ mod tests {
         assert_eq!(harms[0].fix, "--allow-to 192.0.2.20:tcp/2049");
         let allowed = find(&facts, &|to| to == "192.0.2.20:2049".parse().unwrap());
         assert!(!allowed.iter().any(|harm| harm.code == "nfs"), "it is listed");
+    }
+
+    #[test]
+    fn a_server_that_is_connected_and_listed_is_no_harm() {
+        let facts = Facts {
+            mounts: "/dev/nbd0 /home ext4 rw 0 0\n/dev/rbd0 /srv ext4 rw 0 0\n\
+                     files:/vol /mnt fuse.glusterfs rw 0 0\nme@files:/home /far fuse.sshfs rw 0 0\n"
+                .to_owned(),
+            connected: ["192.0.2.20:10809", "192.0.2.21:3300", "192.0.2.22:24007", "192.0.2.23:22"]
+                .map(|to| to.parse().unwrap())
+                .to_vec(),
+            ..Facts::default()
+        };
+        assert_eq!(codes(&facts), ["nbd", "ceph", "gluster", "sshfs"]);
+        let fixes: Vec<String> = find(&facts, &|_| false).into_iter().map(|harm| harm.fix).collect();
+        assert_eq!(fixes[0], "--allow-to 192.0.2.20:tcp/10809");
+        assert_eq!(fixes[3], "--allow-to 192.0.2.23:tcp/22");
+        assert!(find(&facts, &|_| true).is_empty(), "all are listed");
+        let unknown = Facts { connected: Vec::new(), ..facts };
+        assert_eq!(find(&unknown, &|_| true).len(), 4, "whose server nobody knows");
     }
 
     #[test]

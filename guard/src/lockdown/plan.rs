@@ -61,6 +61,8 @@ pub struct Plan {
     /// Sockets that go round the wire layer now.
     pub round: Vec<GoesRound>,
     pub careful: Vec<Harm>,
+    /// What passes, a line a rule.
+    pub passes: Vec<String>,
     /// As `check --effective` prints it.
     pub policy: String,
     pub policy_sha256: String,
@@ -150,6 +152,11 @@ impl Plan {
         writeln!(text, "LOCK DOWN {}?", escape_line(&self.host))?;
         self.write_way_in(text)?;
         self.write_offers(text)?;
+        let mut label = "Policy";
+        for line in &self.passes {
+            writeln!(text, "{label:<10}{line}")?;
+            label = "";
+        }
         self.write_closed(text)?;
         self.write_cut(text, suffix)?;
         for round in &self.round {
@@ -379,6 +386,7 @@ fn spoken(found: &str) -> &'static str {
         "multiplexer" => "its terminal multiplexer",
         "ssh_connection" => "SSH_CONNECTION, which is established",
         "mosh" => "mosh and its peers",
+        "chosen" => "your answer",
         "mosh_login" => "mosh and where it was started from",
         _ => "this command's parents",
     }
@@ -470,6 +478,7 @@ mod tests {
                 what: "/ is on NFS".to_owned(),
                 fix: "--allow-to X".to_owned(),
             }],
+            passes: vec!["in  198.51.100.9  tcp/22   (--allow-from 1)".to_owned()],
             policy: String::new(),
             policy_sha256: String::new(),
         }
@@ -484,6 +493,7 @@ mod tests {
             "you come from 2001:db8:17::7",
             "sshd 3300 root since 2026-01-02 03:04:05Z from [2001:db8:17::8]:4001 -> CUT",
             "only one way in",
+            "Policy    in  198.51.100.9  tcp/22   (--allow-from 1)",
             "tcp/443 for everybody: A WEB SHELL",
             "DNS (look-ups fail at once)",
             "(deleted) pid 4410 root",

@@ -26,6 +26,7 @@ use crate::{
         direct::{self, Direct},
         identity::Identities,
         picture::Picture,
+        sock_diag::SocketState,
     },
     policy::{
         self,
@@ -40,6 +41,9 @@ use crate::{
 
 /// Where a site keeps the addresses of those who may come in.
 pub const RESPONDERS: &str = "/etc/guard/responders.txt";
+
+/// Sessions at the SSH port that are named, and may be chosen.
+pub const MOST_CANDIDATES: usize = 10;
 
 /// What the command line asks for.
 #[derive(Clone, Debug, Default)]
@@ -285,14 +289,14 @@ fn no_way_in(found: &Found, wishes: &Wishes) -> String {
     };
     let clock = Clock::read().unwrap_or(Clock::at_boot(0));
     let mut identities = Identities::default();
-    for candidate in found.way_in.candidates.iter().take(10) {
+    for (number, candidate) in (1..).zip(found.way_in.candidates.iter().take(MOST_CANDIDATES)) {
         let user = candidate.uid.map_or_else(
             || "nobody logged in".to_owned(),
             |uid| identities.user(uid).unwrap_or_else(|| format!("user {uid}")),
         );
         let terminal = if candidate.terminal { "with a terminal" } else { "no terminal" };
         text.push_str(&format!(
-            "\n  at the SSH port  {}  {} {} {user}, {terminal}, since {}",
+            "\n  at the SSH port  {number}. {}  {} {} {user}, {terminal}, since {}",
             candidate.remote.ip(),
             candidate.program,
             candidate.pid,
@@ -333,7 +337,9 @@ fn make_plan(
         let unit = crate::host::cgroup::parse(&format!("0::{}", process.cgroup.as_deref().unwrap_or("/"))).unit;
         Some((process.program()?.to_owned(), unit))
     });
-    let facts = Facts::read(programs.collect());
+    let established = found.picture.sockets.all.iter().filter(|socket| socket.state == SocketState::Established);
+    let established = established.filter(|socket| socket.protocol == 6).map(|socket| socket.remote).collect();
+    let facts = Facts::read(programs.collect(), established);
     let allowed = |to: std::net::SocketAddr| {
         let query = FlowQuery {
             direction: guard_common::Direction::Outbound,
@@ -371,7 +377,8 @@ fn make_plan(
         worth_a_look: plan::suspects(&examined.impact.would_cut, &mut identities),
         impact: examined.impact.clone(),
         round: found.round.iter().map(GoesRound::from).collect(),
-        careful: harm::find(&facts, &allowed),
+        careful: harm::vpn(&choices.ways).into_iter().chain(harm::find(&facts, &allowed)).collect(),
+        passes: effective::short(policy),
         policy: effective::yaml(policy),
         policy_sha256: effective::hex(&policy.sha256),
     })

@@ -36,7 +36,7 @@ pub struct Way {
     pub service: String,
     pub pid: u32,
     pub program: String,
-    /// `ancestor`, `multiplexer`, `ssh_connection`, `tunnel`, `mosh`, `mosh_login`.
+    /// `ancestor`, `multiplexer`, `ssh_connection`, `tunnel`, `mosh`, `mosh_login`, `chosen`.
     pub found: &'static str,
     #[serde(skip)]
     pub cookie: u64,
@@ -102,6 +102,24 @@ impl WayIn {
             found.find_candidates(picture, &family);
         }
         found
+    }
+
+    /// The person says that this one of the candidates is theirs.
+    pub fn choose(&mut self, picture: &Picture, number: usize, exact: bool) {
+        let Some(candidate) = self.candidates.get(number).cloned() else { return };
+        self.add(Way {
+            inbound: true,
+            remote: candidate.remote,
+            local: candidate.local,
+            range: range(candidate.remote.ip(), exact),
+            service: format!("tcp/{}", candidate.local.port()),
+            pid: candidate.pid,
+            program: candidate.program,
+            found: "chosen",
+            cookie: candidate.cookie,
+        });
+        self.others = self.beside(picture, &Family::of(&picture.processes));
+        self.forwards = self.forwards_of(picture);
     }
 
     fn add(&mut self, way: Way) {

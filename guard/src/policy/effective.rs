@@ -60,6 +60,37 @@ pub fn yaml(policy: &Policy) -> String {
     text
 }
 
+/// What passes, a line a rule, for a screen: `in   198.51.100.7 -> tcp/22   (way in 1)`.
+#[must_use]
+pub fn short(policy: &Policy) -> Vec<String> {
+    let line = |rule: &Rule| {
+        let way = if rule.direction == guard_common::Direction::Inbound { "in " } else { "out" };
+        let remote = if rule.remote.named {
+            let all: Vec<String> = networks(&rule.remote.set).map(|net| shown(&net)).collect();
+            let more = all.len().saturating_sub(ON_ONE_LINE);
+            let first = all.iter().take(ON_ONE_LINE).cloned().collect::<Vec<_>>().join(", ");
+            if more == 0 { first } else { format!("{first} and {more} more") }
+        } else {
+            "any".to_owned()
+        };
+        let services: Vec<String> = rule.services.iter().map(|range| describe_range(*range)).collect();
+        let deny = if rule.action == guard_common::Verdict::Deny { "DENY " } else { "" };
+        let on = rule.interface.as_deref().map(|name| format!(" on {name}")).unwrap_or_default();
+        let text = format!("{way} {deny}{remote}  {}{on}   ({})", services.join(", "), rule.label());
+        crate::text::escape_line(&text)
+    };
+    let mut lines: Vec<String> = policy.rules.iter().map(line).collect();
+    let mut on = policy.essentials;
+    let names = essentials::NAMES.iter().filter(|(_, switch, _)| *switch(&mut on)).map(|(name, ..)| *name);
+    lines.push(format!("essential: {}", names.collect::<Vec<_>>().join(", ")));
+    lines.push("all else is denied, both ways".to_owned());
+    lines
+}
+
+fn shown(net: &IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
+}
+
 fn write_rule(text: &mut String, rule: &Rule) {
     let place = &rule.place;
     let file = crate::text::escape_line(&place.file.display().to_string());
