@@ -87,15 +87,24 @@ fn wait_reaches(place: &Namespace, to: SocketAddr) {
     }
 }
 
-/// A record of a container's flow, with its id, name and image.
-fn recorded(guard: &Guard, port: u64, id: &str, name: &str, image: &str) {
+/// A record of a container's flow, with its id, name and image. guard looks into namespaces only so often: the flows of one
+/// that has just begun may be nobody's, so that more are made.
+fn recorded(guard: &Guard, port: u64, id: &str, name: &str, more: impl Fn()) {
     let of = |record: &Value| {
         let container = &record["guard"]["who"]["container"];
-        record["dest_port"] == port && container["id"] == id && container["name"] == name
+        let image = container["image"].as_str().is_some_and(|image| image.ends_with(IMAGE));
+        record["dest_port"] == port && container["id"] == id && container["name"] == name && image
     };
-    let records = guard.wait_records(of).unwrap();
-    let container = &records[0]["guard"]["who"]["container"];
-    assert!(container["image"].as_str().is_some_and(|found| found.ends_with(image)), "{container}");
+    let deadline = Instant::now() + PASSES * 12;
+    loop {
+        std::thread::sleep(Duration::from_millis(700));
+        let records = guard.records().unwrap();
+        if records.iter().any(of) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "no record of {name} to port {port}: {records:#?}");
+        more();
+    }
 }
 
 /// That nobody but the listed was reached since, and nothing of what is not: by what is outside.
@@ -133,15 +142,19 @@ fn a_docker_container_gets_out_as_the_policy_lists() {
     let late = docker.start("late", &[], &serve).unwrap();
     outside.judged("started before guard", |words| docker.agent_in("early", words));
     outside.judged("started after guard", |words| docker.agent_in("late", words));
-    recorded(&guard, 9000, &early, "early", IMAGE);
-    recorded(&guard, 9001, &late, "late", IMAGE);
+    recorded(&guard, 9000, &early, "early", || outside.judged("early", |words| docker.agent_in("early", words)));
+    recorded(&guard, 9001, &late, "late", || outside.judged("late", |words| docker.agent_in("late", words)));
 
     // With the host's network it is a program of the host's: told by the socket layer.
     let host = ["--network", "host"];
     let on_host = docker.start("on-host", &host, &["/bin/sleep", "1000"]).unwrap();
     let [listed, unlisted] = outside.asked().map(|words| ask_words(|words| docker.agent_in("on-host", words), &words));
     assert!(listed.good() && unlisted.refused(), "{listed:?} {unlisted:?}");
-    recorded(&guard, 9001, &on_host, "on-host", IMAGE);
+    let again = || {
+        let [_, unlisted] = outside.asked().map(|words| ask_words(|words| docker.agent_in("on-host", words), &words));
+        assert!(unlisted.refused(), "{unlisted:?}");
+    };
+    recorded(&guard, 9001, &on_host, "on-host", again);
 
     // A build's steps are containers as others are.
     let [listed, unlisted] =
@@ -267,8 +280,9 @@ fn a_port_that_docker_publishes_is_closed_unless_it_is_listed() {
     let guard = Guard::start(&world, POLICY).unwrap();
     let witness = Witness::start(&world.router, World::WIRE).unwrap();
     closed_unless_listed(&world, &witness);
-    recorded(&guard, 8080, &ids[0], "serves-7000", IMAGE);
-    recorded(&guard, 8443, &ids[2], "serves-9001", IMAGE);
+    let again = |port| wait_reaches(&world.intruder, SocketAddr::new(world.server.v4.into(), port));
+    recorded(&guard, 8080, &ids[0], "serves-7000", || again(8080));
+    recorded(&guard, 8443, &ids[2], "serves-9001", || again(8443));
 
     // Round the translation, straight at a container: a neighbour may, for whom Docker's rules leave the way open.
     let inside = docker.tell(&["inspect", "-f", "{{.NetworkSettings.IPAddress}}", "serves-7000"]).unwrap();
@@ -330,9 +344,11 @@ fn podman_is_judged_the_same() {
             assert_eq!(tcp_reaches(place, to, NOTHING).unwrap_err().kind(), ErrorKind::TimedOut, "{to}");
         }
     }
-    recorded(&guard, 8080, &ids[0], "serves-7000", IMAGE);
-    outside.judged("started before guard", |words| podman.agent_in("serves-7000", words));
-    recorded(&guard, 9001, &ids[0], "serves-7000", IMAGE);
+    let again = || wait_reaches(place, SocketAddr::new(world.server.v4.into(), 8080));
+    recorded(&guard, 8080, &ids[0], "serves-7000", again);
+    let out = || outside.judged("started before guard", |words| podman.agent_in("serves-7000", words));
+    out();
+    recorded(&guard, 9001, &ids[0], "serves-7000", out);
     outside.judged("started after guard", |words| podman.agent(&[], words));
     let host = ["--network", "host"];
     let [listed, unlisted] = outside.asked().map(|words| ask_words(|words| podman.agent(&host, words), &words));
