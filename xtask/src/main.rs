@@ -4,11 +4,14 @@
 //! It depends on none of the other crates, so that it still builds when the committed eBPF object is older than its
 //! sources and `guard` refuses to: it is the way out of that state.
 
+mod apt;
 mod bench;
+mod capture;
 mod demo;
 mod dist;
 mod ebpf;
 mod lab;
+mod newcomer;
 mod packages;
 mod shell;
 mod test;
@@ -31,6 +34,7 @@ enum Task {
     Demo(demo::Args),
     Dist(dist::Args),
     Ebpf(ebpf::Args),
+    Newcomer(newcomer::Args),
     /// Run every check and test there is; installs what is missing when root
     Test(test::Args),
     /// The committed object on Debian's 5.10, 6.1 and 6.12 kernels, in virtual machines
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Dist(args) => dist::run(&args),
         Task::Ebpf(args) => ebpf::run(&args).map(|()| true),
+        Task::Newcomer(args) => newcomer::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),
         Task::Vagrant(args) => vagrant::run(&args),

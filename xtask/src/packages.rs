@@ -208,6 +208,17 @@ pub const DIST: &[Need] = &[
     program!("xz-utils", "xz"),
     program!("util-linux", "unshare"),
     file!("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
+    program!("iproute2", "ip"),
+];
+
+/// To make a bare Debian, and to be somebody there.
+pub const NEWCOMER: &[Need] = &[
+    ROOT_NEED,
+    program!("mmdebstrap", "mmdebstrap"),
+    program!("git", "git"),
+    program!("iproute2", "ip"),
+    program!("util-linux", "unshare"),
+    file!("debian-archive-keyring", "/usr/share/keyrings/debian-archive-keyring.gpg"),
 ];
 
 /// To check the parser against another one.

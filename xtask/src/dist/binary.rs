@@ -3,14 +3,48 @@
 use super::{Build, libpcap::Library};
 use crate::shell;
 use anyhow::{Context as _, Result, ensure};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 /// Named, so that build scripts, which run here, are built as ever.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 pub fn build(build: &Build, library: &Library) -> Result<PathBuf> {
+    println!("building guard {} ({}), static", env!("CARGO_PKG_VERSION"), build.name);
+    let ended = shell::run(&mut cargo(build, library)?, Duration::from_secs(3600))?;
+    ensure!(ended.good, "guard does not build ({})", ended.how);
+    Ok(build.target.join(TARGET).join("release/guard"))
+}
+
+/// Names and versions of the crates in the binary that was just built, as cargo tells of what it has linked.
+pub fn crates(build: &Build, library: &Library) -> Result<BTreeSet<(String, String)>> {
+    let json = shell::output(cargo(build, library)?.args(["--quiet", "--message-format=json"]))?;
+    // What runs while it is built (build scripts, macros) lies elsewhere.
+    let linked = build.target.join(TARGET);
+    let mut found = BTreeSet::new();
+    for line in json.lines() {
+        let message: serde_json::Value = serde_json::from_str(line).context("cargo's JSON")?;
+        let files = message["filenames"].as_array().into_iter().flatten().filter_map(|file| file.as_str());
+        if message["reason"] == "compiler-artifact"
+            && files.into_iter().any(|file| Path::new(file).starts_with(&linked))
+        {
+            let id = message["package_id"].as_str().context("an artifact of no package")?;
+            found.insert(name_and_version(id).with_context(|| format!("cargo names a package {id}"))?);
+        }
+    }
+    Ok(found)
+}
+
+/// Of a package's name as cargo gives it: `SOURCE#NAME@VERSION`, or `SOURCE#VERSION` where the folder has the crate's name.
+fn name_and_version(id: &str) -> Option<(String, String)> {
+    let (source, rest) = id.rsplit_once('#')?;
+    let (name, version) = rest.split_once('@').or_else(|| Some((source.rsplit('/').next()?, rest)))?;
+    Some((name.to_owned(), version.to_owned()))
+}
+
+fn cargo(build: &Build, library: &Library) -> Result<Command> {
     let sources = build.sources.display().to_string();
     let registry = cargo_home()?.join("registry/src");
     let registry = registry.display();
@@ -29,11 +63,11 @@ pub fn build(build: &Build, library: &Library) -> Result<PathBuf> {
         "-ffile-prefix-map={}=/target -ffile-prefix-map={sources}=/guard -ffile-prefix-map={registry}=/crates",
         build.target.display()
     );
-    println!("building guard {} ({}), static", env!("CARGO_PKG_VERSION"), build.name);
     let mut cargo = shell::cargo();
     cargo
         .current_dir(&build.sources)
-        .args(["build", "--release", "--locked", "--package", "guard", "--bin", "guard", "--target", TARGET])
+        .args(["build", "--release", "--locked", "--package", "guard", "--bin", "guard"])
+        .args(["--target", TARGET])
         .arg("--target-dir")
         .arg(&build.target)
         .env_remove("RUSTFLAGS")
@@ -44,9 +78,7 @@ pub fn build(build: &Build, library: &Library) -> Result<PathBuf> {
         .env("SOURCE_DATE_EPOCH", &build.time)
         .env("LIBPCAP_LIBDIR", &library.directory)
         .env("LIBPCAP_VER", &library.version);
-    let ended = shell::run(&mut cargo, Duration::from_secs(3600))?;
-    ensure!(ended.good, "guard does not build ({})", ended.how);
-    Ok(build.target.join(TARGET).join("release/guard"))
+    Ok(cargo)
 }
 
 fn cargo_home() -> Result<PathBuf> {
@@ -54,30 +86,4 @@ fn cargo_home() -> Result<PathBuf> {
         Some(home) => Ok(home.into()),
         None => Ok(Path::new(&std::env::var_os("HOME").context("no HOME")?).join(".cargo")),
     }
-}
-
-/// On a root that has nothing but it and a policy, read-only: no loader, no libraries, no /usr, no /proc.
-pub fn runs_alone(guard: &Path, name: Option<&String>) -> Result<()> {
-    let manifest = std::fs::read_to_string(shell::root().join("guard/ebpf/manifest.json"))?;
-    let manifest: serde_json::Value = serde_json::from_str(&manifest)?;
-    let object = manifest["object_sha256"].as_str().context("the manifest names no object")?;
-    let policy = shell::root().join("policies/web-server.yaml");
-    // A mount namespace of its own (and, for who is not root, a user namespace): what is mounted ends with it.
-    let script = "set -e; root=$(mktemp -d); trap 'umount -l $root; rmdir $root' EXIT; mount -t tmpfs none $root; \
-                  cp \"$1\" $root/guard; cp \"$2\" $root/policy.yaml; chmod 0644 $root/policy.yaml; \
-                  mount -o remount,ro $root; ls $root; \
-                  for arguments in --version 'check /policy.yaml' 'test /policy.yaml' 'export nft /policy.yaml'; do \
-                  echo \"-- $arguments\"; chroot $root /guard $arguments; done";
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private"]);
-    if !shell::is_root() {
-        command.args(["--user", "--map-root-user"]);
-    }
-    let said = shell::output(command.args(["sh", "-c", script, "sh"]).arg(guard).arg(&policy))?;
-    let build = name.map_or("(build ".to_owned(), |name| format!("(build {name})"));
-    for wanted in [&build, object, "valid", "table inet guard"] {
-        ensure!(said.contains(wanted), "on an empty root guard does not say {wanted:?}:\n{said}");
-    }
-    println!("runs alone, from a read-only root without /usr, /lib and /proc");
-    Ok(())
 }

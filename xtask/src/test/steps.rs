@@ -72,6 +72,18 @@ pub fn all() -> Vec<Step> {
         },
         Step {
             slow: true,
+            needs: packages::DIST,
+            ..step("dist", "the release: static, alone on a read-only root, SBOM", |run| own(run, &["dist"], 30))
+        },
+        Step {
+            slow: true,
+            needs: packages::NEWCOMER,
+            ..step("newcomer", "README.md's commands, of its package, on a bare Debian 12 and 13", |run| {
+                own(run, &["newcomer"], 15)
+            })
+        },
+        Step {
+            slow: true,
             needs: packages::VIRTUAL,
             ..step("vm", "guard on Debian's 5.10, 6.1 and 6.12 kernels, in virtual machines", machines)
         },
@@ -82,6 +94,11 @@ pub fn all() -> Vec<Step> {
         },
         step("leftovers", "nothing is left behind", |run| leftovers::check(&run.scene)),
     ]
+}
+
+/// Another task of this program, whose needs are there already.
+fn own(run: &Run, task: &[&str], limit: u64) -> Result<Outcome> {
+    plain(Command::new(&run.own).args(task).arg("--no-install"), limit)
 }
 
 fn ebpf(run: &Run) -> Result<Outcome> {
