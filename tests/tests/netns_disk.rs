@@ -90,7 +90,8 @@ fn a_full_disk_and_a_damaged_store_are_alerts_and_open_nothing() {
     });
     let gap = &over["guard"]["gap"];
     assert!(gap["from"].as_i64() < gap["to"].as_i64() && gap["from"].as_i64() > Some(0), "{over:#}");
-    assert!(over["guard"]["what"].as_str().unwrap().contains("No space left"), "{over:#}");
+    // A line that still fits ends it for a moment: then it is told as over when it is looked at.
+    assert!(over["guard"]["what"].as_str().unwrap().contains("be written"), "{over:#}");
     let row = until("it is not in the report", || reported(&guard, "flows.jsonl").filter(|row| !row["over"].is_null()));
     assert_eq!((&row["severity"], &row["packets"]), (&2.into(), &Value::Null), "{row:#}");
     let status = guard.status().unwrap();
