@@ -244,7 +244,7 @@ fn state_directory(root: &Path) -> Check {
             NAME,
             State::Stops,
             format!("{} is read-only", there.display()),
-            "name one that can be written: --state-dir DIR (a tmpfs will do; it is then lost at the next boot)",
+            "start guard with one that can be written: guard run --state-dir DIR (a tmpfs will do; it is then lost at the next boot)",
         ),
     }
 }

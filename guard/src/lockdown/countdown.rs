@@ -57,7 +57,7 @@ pub fn wait(
             // Confirmed, and published again since (an exception, a step of the clock), it has another generation.
             let again = || {
                 let held = mark::holding(state).ok().flatten();
-                held.is_some_and(|(_, held)| held.at_boot_ns == mark.at_boot_ns && held.confirmed.is_some())
+                held.is_some_and(|(_, held)| mark.is_confirmed_as(&held))
             };
             if ours || again() {
                 return Ok(Outcome::Confirmed);

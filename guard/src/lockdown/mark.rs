@@ -72,6 +72,12 @@ impl Mark {
         }
     }
 
+    /// Whether `held` is this very lockdown, confirmed; what `--on-timeout` leaves of it when nobody confirms is not.
+    #[must_use]
+    pub fn is_confirmed_as(&self, held: &Self) -> bool {
+        held.confirmed.is_some() && held.at_boot_ns == self.at_boot_ns && held.ways == self.ways
+    }
+
     /// As it comes back after a reboot, which no session outlives.
     #[must_use]
     pub fn rebooted(mut self) -> Self {
@@ -117,5 +123,25 @@ impl Confirmed {
     pub fn now(by: impl Into<String>) -> Self {
         let at = i64::try_from(crate::record::clock::unix_now() / 1_000_000_000).unwrap_or(0);
         Self { at, by: by.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_timeout_leaves_is_no_confirmation() {
+        let at = |ns: &str| Mark {
+            at_boot_ns: ns.to_owned(),
+            ways: vec!["192.0.2.7/32".parse().unwrap()],
+            ..Mark::default()
+        };
+        let mark = at("7");
+        let confirmed = |mark: Mark| Mark { confirmed: Some(Confirmed::default()), ..mark };
+        assert!(mark.is_confirmed_as(&confirmed(mark.clone())));
+        assert!(!mark.is_confirmed_as(&mark));
+        assert!(!mark.is_confirmed_as(&mark.on_timeout()));
+        assert!(!mark.is_confirmed_as(&confirmed(at("8"))), "another lockdown");
     }
 }
