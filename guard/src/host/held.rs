@@ -18,7 +18,7 @@ use super::{
     route::{Routes, Way},
     sock_diag::{Socket, SocketState, Sockets, has_listener},
 };
-use crate::record::flow::{Key, TCP, has_ports, words};
+use crate::record::flow::{ICMPV6, Key, TCP, has_ports, words};
 
 /// Who told of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -173,7 +173,11 @@ pub fn of_conntrack(tracked: &[Tracked], network: &Network<'_>, routes: &mut Rou
 /// Flows of guard's own tables, where a running guard is taken over or reloaded. Those that are denied are not held.
 pub fn of_tables(held: impl IntoIterator<Item = (Key, Flow)>) -> Vec<HeldFlow> {
     held.into_iter()
-        .filter(|(_, flow)| flow.generation == 0 || flow.outcome.verdict() == Verdict::Allow)
+        .filter(|(key, flow)| match flow.generation {
+            // What was tracked before a policy judged: the link's own control has no flow under any.
+            0 => !is_link_control(key, Direction::from_u8(flow.direction)),
+            _ => flow.outcome.verdict() == Verdict::Allow,
+        })
         .map(|(key, flow)| HeldFlow {
             key,
             direction: Direction::from_u8(flow.direction),
@@ -186,6 +190,11 @@ pub fn of_tables(held: impl IntoIterator<Item = (Key, Flow)>) -> Vec<HeldFlow> {
             program: None,
         })
         .collect()
+}
+
+/// Neighbour discovery (RFC 4861) and multicast listeners (RFC 3810): one packet is all there is of it.
+fn is_link_control(key: &Key, direction: Direction) -> bool {
+    key.protocol() == ICMPV6 && matches!(key.service(direction) >> 8, 130..=137 | 143)
 }
 
 /// One list: a flow that several told of stands once. The tables know best who began it, the sockets who holds it.
@@ -404,6 +413,20 @@ mod tests {
         let mut ours = tracked;
         ours.original.source = "192.0.2.5:40000".parse().unwrap();
         assert!(of_conntrack(&[ours], &everywhere, &mut routes).is_empty());
+    }
+
+    #[test]
+    fn the_links_own_control_is_not_held() {
+        let report = key(ICMPV6, "[fe80::1]:0".parse().unwrap(), "[ff02::16]:0".parse().unwrap(), 7).unwrap();
+        let Key::V6(mut report) = report else { panic!("{report:?}") };
+        let tracked = Flow { direction: Direction::Inbound as u8, ..Flow::default() };
+        report.local_port = 143 << 8;
+        assert!(of_tables([(Key::V6(report), tracked)]).is_empty(), "a listener's report");
+        report.local_port = 128 << 8;
+        assert_eq!(of_tables([(Key::V6(report), tracked)]).len(), 1, "an echo request");
+        // Its identifier is no type.
+        report.remote_port = 143 << 8;
+        assert_eq!(of_tables([(Key::V6(report), tracked)]).len(), 1);
     }
 
     #[test]
