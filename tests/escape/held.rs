@@ -82,19 +82,10 @@ pub fn all() -> Vec<Attempt> {
             });
             all.push(attempt);
         }
-        let attempt = row(ipv6, "from before: an AF_XDP socket", move |marks| {
-            // A queue has room for one such socket; the second link is watched, too.
-            let index = nix::net::if_::if_nametoindex(if ipv6 { "eth1" } else { "eth0" })?;
-            let mut sender = Sender::new(index, &[0; 64])?;
-            each(marks, |mark| {
-                let datagram = udp((server(ipv6), mark.port()), (to, mark.port()), mark.text().as_bytes());
-                let kind = if ipv6 { 0x86dd } else { 0x0800 };
-                let packet = ip(server(ipv6), to, UDP, &datagram);
-                let frame = ethernet(crate::mark::at::ROUTER_MAC, crate::mark::at::SERVER_MAC, kind, &packet);
-                ignore(sender.send_this(&frame).map_err(Into::into))
-            })
-        });
-        all.push(attempt.expect(Expected::Gap("ended with its process, in a lockdown only; SECURITY.md")));
+        // It knows frames and no families, and a queue has room for one.
+        if !ipv6 {
+            all.push(af_xdp());
+        }
         all.push(Attempt::into_host(
             name(ipv6, "from before: a shell of the intruder's, inbound"),
             Act::Outside(Box::new(move |scene, mark| {
@@ -104,6 +95,20 @@ pub fn all() -> Vec<Attempt> {
         ));
     }
     all
+}
+
+fn af_xdp() -> Attempt {
+    let attempt = row(false, "from before: an AF_XDP socket", |marks| {
+        let mut sender = Sender::new(nix::net::if_::if_nametoindex("eth0")?, &[0; 64])?;
+        each(marks, |mark| {
+            let to = intruder(false);
+            let datagram = udp((server(false), mark.port()), (to, mark.port()), mark.text().as_bytes());
+            let packet = ip(server(false), to, UDP, &datagram);
+            let frame = ethernet(crate::mark::at::ROUTER_MAC, crate::mark::at::SERVER_MAC, 0x0800, &packet);
+            ignore(sender.send_this(&frame).map_err(Into::into))
+        })
+    });
+    attempt.expect(Expected::Gap("ended with its process, in a lockdown only; SECURITY.md"))
 }
 
 fn each(marks: &mut dyn Iterator<Item = Mark>, mut act: impl FnMut(Mark) -> Result<()>) -> Result<()> {
