@@ -16,7 +16,7 @@ use std::time::Instant;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Leave out what takes long: virtual machines, the corpus, mutants (under 10 minutes)
+    /// Leave out what takes long: whole steps (see --list), and most of what kernel and netns have (under 10 minutes)
     #[arg(long)]
     quick: bool,
     /// Only these steps (see --list); repeatable
@@ -33,6 +33,7 @@ pub struct Args {
 /// What the steps may know of the run.
 struct Run {
     install: bool,
+    quick: bool,
     /// Tests that find that they cannot run add a line here: name, tab, reason.
     skips: PathBuf,
     scene: leftovers::Scene,
@@ -58,6 +59,7 @@ pub fn run(args: &Args) -> Result<bool> {
     let run = Run {
         own,
         install: shell::is_root() && !args.no_install,
+        quick: args.quick,
         skips: dir.path().join("skips"),
         scene: leftovers::Scene::now()?,
     };

@@ -30,7 +30,11 @@ pub fn all() -> Vec<Step> {
     vec![
         step("format", "rustfmt agrees", |_| plain(shell::cargo().args(["fmt", "--all", "--check"]), 2)),
         step("licences", "what deny.toml says of licences and sources", |_| licences::check()),
-        Step { needs: packages::EBPF, ..step("ebpf", "the committed object is what its sources give", ebpf) },
+        Step {
+            slow: true,
+            needs: packages::EBPF,
+            ..step("ebpf", "the committed object is what its sources give", ebpf)
+        },
         Step { needs: packages::BUILD, ..step("clippy", "no warning", clippy) },
         Step { needs: packages::BUILD, ..step("build", "programs and tests, once for all steps", build) },
         Step {
@@ -56,6 +60,7 @@ pub fn all() -> Vec<Step> {
             ..step("engines", "Docker's and Podman's containers, on a guarded host", |run| group(run, Group::Engines))
         },
         Step {
+            slow: true,
             needs: packages::ESCAPE,
             ..step("escape", "attempts to get out and in, each live without guard", |run| group(run, Group::Escape))
         },
@@ -285,7 +290,8 @@ fn programs() -> Result<&'static [TestProgram]> {
 
 fn group(run: &Run, group: Group) -> Result<Outcome> {
     let mut ended = Vec::new();
-    for program in programs()?.iter().filter(|program| program.group == group) {
+    let wanted = |program: &&TestProgram| program.group == group && !(run.quick && is_left_out(program));
+    for program in programs()?.iter().filter(wanted) {
         println!("\n   {}", program.target);
         let mut command = Command::new(&program.path);
         command
@@ -302,6 +308,25 @@ fn group(run: &Run, group: Group) -> Result<Outcome> {
         return Ok(Outcome::Skipped("no such tests yet".into()));
     }
     judge(run, &ended)
+}
+
+/// Not in a quick run: the long comparisons in the kernel, and all but the heart of what runs in namespaces.
+fn is_left_out(program: &TestProgram) -> bool {
+    const HEART: [&str; 7] = [
+        "netns_verdicts",
+        "netns_reload",
+        "netns_hooks",
+        "netns_takeover",
+        "netns_sessions",
+        "netns_records",
+        "netns_lockdown",
+    ];
+    let target = program.target.as_str();
+    match program.group {
+        Group::Kernel => matches!(target, "differential_kernel" | "kernel_packets"),
+        Group::Netns => !HEART.contains(&target),
+        _ => false,
+    }
 }
 
 /// Adds up what the programs say of themselves; one that says nothing counts as one test. A test that fails and is listed
