@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// The workspace's root, wherever the tool is called from.
@@ -121,4 +122,17 @@ pub fn output(command: &mut Command) -> Result<String> {
         bail!("{name}: {}: {}", out.status, String::from_utf8_lossy(&out.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+static OWN: OnceLock<PathBuf> = OnceLock::new();
+
+/// A copy of this program, for those that call it again: a build may replace the one that runs.
+pub fn keep_own_program(copy: PathBuf) {
+    // The first one is as good.
+    let _ = OWN.set(copy);
+}
+
+/// This program, to be called again.
+pub fn own_program() -> std::io::Result<PathBuf> {
+    OWN.get().map_or_else(std::env::current_exe, |copy| Ok(copy.clone()))
 }

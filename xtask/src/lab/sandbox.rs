@@ -35,7 +35,7 @@ pub fn enter<S: AsRef<OsStr>>(args: &[S]) -> Result<bool> {
     // setpriv: should this process be killed, unshare is, and with it the first process inside.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--", "unshare", "--net", "--mount", "--ipc", "--pid", "--fork"]);
-    command.args(["--kill-child=KILL", "--mount-proc", "--"]).arg(std::env::current_exe()?).args(args);
+    command.args(["--kill-child=KILL", "--mount-proc", "--"]).arg(shell::own_program()?).args(args);
     command.env(CGROUP, &cgroup.path).stdin(Stdio::null());
     // A process group of its own, so that the terminal's Ctrl-C comes to us alone.
     let mut running = Running(command.process_group(0).spawn().context("cannot start setpriv and unshare")?);

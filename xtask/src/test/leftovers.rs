@@ -4,6 +4,7 @@
 use super::Outcome;
 use crate::shell;
 use anyhow::{Context as _, Result};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
@@ -24,6 +25,7 @@ pub fn check(before: &Scene) -> Result<Outcome> {
     // The kernel frees programs, and systemd-less cgroups, a moment after their last user.
     let start = Instant::now();
     let left = loop {
+        reap();
         let left: Vec<String> = look().into_iter().filter(|thing| !before.0.contains(thing)).collect();
         let (others, ours): (Vec<_>, Vec<_>) = left.into_iter().partition(|thing| of_another_run(thing));
         if ours.is_empty() || start.elapsed() > Duration::from_secs(5) {
@@ -41,6 +43,11 @@ pub fn check(before: &Scene) -> Result<Outcome> {
         0 => Outcome::Passed { tests: 1 },
         n => Outcome::Failed { passed: 0, failed: 1, why: format!("{n} things left behind") },
     })
+}
+
+/// Orphans that came home and have ended. One that entered a PID namespace keeps that namespace's first process until then.
+fn reap() {
+    while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
 }
 
 /// On a developer's machine other runs may go on beside: their things carry the pid of their maker, and their programs

@@ -56,6 +56,7 @@ pub fn run(args: &Args) -> Result<bool> {
     let dir = tempfile::tempdir().context("no temporary directory")?;
     let own = dir.path().join("xtask");
     std::fs::copy(std::env::current_exe()?, &own).context("copying this program")?;
+    shell::keep_own_program(own.clone());
     let run = Run {
         own,
         install: shell::is_root() && !args.no_install,
