@@ -59,6 +59,17 @@ victim() {
         -o LogLevel=ERROR vagrant@$VICTIM $(printf %q "sudo bash -c $(printf %q "$*")")"
 }
 
+# A network that was just made, or a machine that was just restored, takes a moment.
+until_reached() {
+    local host limit=$((SECONDS + LIMIT))
+    for host in responder intruder; do
+        until on "$host" "timeout 2 bash -c ': < /dev/tcp/$VICTIM/22'" 2>/dev/null; do
+            [ $SECONDS -le $limit ] || fail "$host does not reach the victim"
+            sleep 1
+        done
+    done
+}
+
 says() {
     local pattern=$1 output
     shift
