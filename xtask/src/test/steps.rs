@@ -161,13 +161,21 @@ fn machines(run: &Run) -> Result<Outcome> {
     })
 }
 
-/// Those that CI has the time for. One whose machine cannot be had here is skipped by name, never passed.
+/// Those that CI has the time for. One whose machine cannot be had here is skipped by name, never passed; so is one that
+/// fails and is listed in `xtask/allowed-skips.txt`, as with [`machines`].
 fn scenarios(run: &Run) -> Result<Outcome> {
     let (mut passed, mut failed, mut why) = (0, 0, Vec::new());
     let mut skips = std::fs::OpenOptions::new().create(true).append(true).open(&run.skips)?;
+    let listed = allowed_skips()?;
     for answer in vagrant::test(&["lockdown", "reboot"].map(str::to_owned))? {
+        let name = format!("vagrant-{}", answer.scenario);
         match answer.ended {
             vagrant::Ended::Passed => passed += 1,
+            vagrant::Ended::Failed if listed.contains(&name) => {
+                println!("\n!! FAILED, and known to at times: {}\n", answer.scenario);
+                writeln!(skips, "{name}\tit FAILED")?;
+                passed += 1;
+            }
             vagrant::Ended::Failed => {
                 failed += 1;
                 why.push(answer.scenario);
@@ -175,7 +183,7 @@ fn scenarios(run: &Run) -> Result<Outcome> {
             vagrant::Ended::NotRun(reason) => {
                 println!("\n!! NOT RUN: {}: {reason}\n", answer.scenario);
                 let line = reason.lines().next().unwrap_or_default();
-                writeln!(skips, "vagrant-{}\t{line}", answer.scenario)?;
+                writeln!(skips, "{name}\t{line}")?;
                 // Its place among the passed ones, which the report takes away again.
                 passed += 1;
             }
