@@ -1,6 +1,6 @@
 //! What the server passes on for others: judged as it comes in and as it goes out; containers behind it too.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, os::unix::fs::MetadataExt, time::Instant};
 
 use guard_tests::{
     echo::{Echo, connect, speaks, tcp_reaches, udp_reaches},
@@ -8,9 +8,9 @@ use guard_tests::{
     frame::TCP,
     guard::Guard,
     new_world,
-    process::run,
+    process::{Process, run},
     witness::Witness,
-    world::World,
+    world::{Namespace, World},
 };
 
 fn policy(inbound: &str, outbound: &str) -> String {
@@ -145,10 +145,8 @@ fn what_is_forwarded_with_nat_is_known_before_the_start() {
     assert!(speaks(&mut in_).is_err(), "one side of it is listed no longer");
 }
 
-/// A container as every runtime makes it: a veth pair, one end on a bridge of the host, its traffic masqueraded.
-#[test]
-fn a_container_gets_out_only_as_the_host_may() {
-    let Some(world) = new_world("netns_forward a_container_gets_out") else { return };
+/// As every runtime makes one: a veth pair, one end on a bridge of the host, its traffic masqueraded.
+fn container(world: &World) -> Namespace {
     let container = world.namespace("container").unwrap();
     world.server.sysctl("ipv4/ip_forward", "1").unwrap();
     world
@@ -167,6 +165,13 @@ fn a_container_gets_out_only_as_the_host_may() {
     );
     let set = run(&mut nft, PASSES).unwrap();
     assert!(set.good(), "{}", set.text());
+    container
+}
+
+#[test]
+fn a_container_gets_out_only_as_the_host_may() {
+    let Some(world) = new_world("netns_forward a_container_gets_out") else { return };
+    let container = container(&world);
     let listed = Echo::tcp(&world.intruder, world.intruder.v4.into(), 9000).unwrap();
     let unlisted = Echo::tcp(&world.intruder, world.intruder.v4.into(), 9001).unwrap();
     let on_host = Echo::tcp(&world.server, std::net::Ipv4Addr::new(192, 0, 2, 193).into(), 9002).unwrap();
@@ -190,6 +195,32 @@ fn a_container_gets_out_only_as_the_host_may() {
     tcp_reaches(&world.server, inside.address, PASSES).unwrap();
     let said = guard_tests::agent::ask(&world.server, &["connect", "tcp", &inside.address.to_string()]).unwrap();
     assert!(said.good(), "{said:?}");
+}
+
+/// Two engines, or one in another's container, give their first containers the same address.
+#[test]
+fn a_container_is_told_from_a_strangers_with_its_address() {
+    let Some(world) = new_world("netns_forward a_container_is_told") else { return };
+    let container = container(&world);
+    let stranger = world.namespace("stranger").unwrap();
+    stranger.ip("link add eth0 type bridge\naddress add 192.0.2.194/28 dev eth0\nlink set eth0 up\n").unwrap();
+    // A namespace is known by the processes in it.
+    let [_first, _second] = [&stranger, &container].map(|place| {
+        let mut sleep = place.command("sleep");
+        Process::spawn(sleep.arg("60")).unwrap()
+    });
+    let echo = Echo::tcp(&world.intruder, world.intruder.v4.into(), 9001).unwrap();
+    let guard = Guard::start(&world, &policy("", OUT)).unwrap();
+    let netns = std::fs::metadata(container.path()).unwrap().ino();
+    let deadline = Instant::now() + PASSES * 4;
+    loop {
+        assert!(tcp_reaches(&container, echo.address, NOTHING).is_err());
+        let records = guard.records().unwrap();
+        if records.iter().any(|record| record["dest_port"] == 9001 && record["guard"]["who"]["netns"] == netns) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{records:#?}");
+    }
 }
 
 #[test]

@@ -10,6 +10,9 @@ use super::netlink::{self, NetlinkError};
 const NETLINK_ROUTE: isize = 0;
 const RTM_GETADDR: u16 = 22;
 const RTM_GETROUTE: u16 = 26;
+const RTM_GETNSID: u16 = 90;
+const NETNSA_NSID: u16 = 1;
+const NETNSA_PID: u16 = 2;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const RTA_DST: u16 = 1;
@@ -60,6 +63,24 @@ fn ask(address: IpAddr) -> Result<Way, NetlinkError> {
         }
     })?;
     Ok(way)
+}
+
+/// Whether the kernel knows the network namespace of a process as one that an interface of ours leads to (RTM_GETNSID,
+/// kernel net/core/net_namespace.c: it gets a number when its end of a pair, or what is stacked on ours, is first told).
+/// What cannot be asked is taken for no.
+pub fn is_linked(pid: u32) -> bool {
+    // struct rtgenmsg, padded.
+    let mut body = vec![0; 4];
+    netlink::put_attribute(&mut body, NETNSA_PID, &pid.to_ne_bytes());
+    let mut linked = false;
+    let asked = netlink::get(NETLINK_ROUTE, RTM_GETNSID, &body, |_, payload| {
+        let number = netlink::attributes(payload.get(4..).unwrap_or_default())
+            .find(|(kind, _)| *kind == NETNSA_NSID)
+            .and_then(|(_, value)| netlink::number(value, 0));
+        // -1: it has none.
+        linked = number.is_some_and(|number| number as i32 >= 0);
+    });
+    asked.is_ok() && linked
 }
 
 /// The addresses of this network namespace's interfaces.

@@ -11,6 +11,7 @@ mod steps;
 use crate::{packages, shell};
 use anyhow::{Context as _, Result};
 use report::{Report, Result as Outcome};
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -37,6 +38,8 @@ struct Run {
     /// Tests that find that they cannot run add a line here: name, tab, reason.
     skips: PathBuf,
     scene: leftovers::Scene,
+    /// Tests that failed, and passed when they were run again alone.
+    unsteady: RefCell<Vec<String>>,
     /// A copy of this program: the build may replace the one that runs.
     own: PathBuf,
 }
@@ -63,6 +66,7 @@ pub fn run(args: &Args) -> Result<bool> {
         quick: args.quick,
         skips: dir.path().join("skips"),
         scene: leftovers::Scene::now()?,
+        unsteady: RefCell::default(),
     };
     let mut report = Report::new(std::env::var_os("CI").is_some(), args.quick)?;
     for step in all {
@@ -80,5 +84,5 @@ pub fn run(args: &Args) -> Result<bool> {
         let skipped = steps::take_skips(&run.skips)?;
         report.add(step.name, start.elapsed(), outcome, skipped);
     }
-    Ok(report.close())
+    Ok(report.close(&run.unsteady.borrow()))
 }

@@ -310,12 +310,41 @@ fn group(run: &Run, group: Group) -> Result<Outcome> {
         if !run.install {
             command.env("GUARD_NO_INSTALL", "1");
         }
-        ended.push((program.target.as_str(), shell::run(&mut command, minutes(20))?));
+        let mut first = shell::run(&mut command, minutes(20))?;
+        if again_alone(group, &mut command, &mut first, run)? {
+            println!("   {}: what failed beside others passed alone", program.target);
+        }
+        ended.push((program.target.as_str(), first));
     }
     if ended.is_empty() {
         return Ok(Outcome::Skipped("no such tests yet".into()));
     }
     judge(run, &ended)
+}
+
+/// So many tests of a run may fail once: more than a machine's bad moment explains, and something is wrong.
+const UNSTEADY: usize = 2;
+
+/// Tests with real servers and engines wait for what others do, and a shared machine has bad moments. So of these a few
+/// that failed are run once more, alone; where they pass, `first` is as if they had, and the report names them, as
+/// UNSTEADY: to be looked into, never to be got used to.
+fn again_alone(group: Group, command: &mut Command, first: &mut shell::Ended, run: &Run) -> Result<bool> {
+    let failed = failing(&first.output);
+    let left = UNSTEADY.saturating_sub(run.unsteady.borrow().len());
+    if first.good || failed.is_empty() || failed.len() > left || !matches!(group, Group::Netns | Group::Engines) {
+        return Ok(false);
+    }
+    println!("\n!! FAILED, once more alone: {}\n", failed.join(" "));
+    let again = shell::run(command.arg("--exact").args(&failed).args(["--test-threads", "1"]), minutes(10))?;
+    let counted = Counts::of(&again.output);
+    if !again.good || usize::try_from(counted.passed)? != failed.len() {
+        return Ok(false);
+    }
+    let names: Vec<String> = failed.iter().map(|name| (*name).to_owned()).collect();
+    run.unsteady.borrow_mut().extend(names);
+    let passed = Counts::of(&first.output).passed + counted.passed;
+    *first = shell::Ended { good: true, output: format!("test result: ok. {passed} passed; 0 failed"), ..again };
+    Ok(true)
 }
 
 /// Not in a quick run: the long comparisons in the kernel, and all but the heart of what runs in namespaces.

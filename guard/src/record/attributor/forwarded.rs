@@ -11,7 +11,10 @@ use std::{
 };
 
 use crate::{
-    host::conntrack::{self, Begun, Tracked, Tuple},
+    host::{
+        conntrack::{self, Begun, Tracked, Tuple},
+        route,
+    },
     record::{clock::boot_now, recent::Recent},
 };
 
@@ -77,7 +80,7 @@ pub struct Forwarded {
     namespaces: Looked,
     translations: Looked,
     own: HashSet<IpAddr>,
-    /// `None`: more than one has this address.
+    /// `None`: more than one has this address, none of them or several linked to this host's.
     by_address: HashMap<IpAddr, Option<Behind>>,
     /// By protocol, this host's end and the remote, as the wire sees them: the end behind this host.
     translated: HashMap<(u8, SocketAddr, SocketAddr), SocketAddr>,
@@ -194,14 +197,24 @@ impl Forwarded {
         }
         self.own = addresses(&self.proc.join("self")).into_iter().collect();
         let began = Instant::now();
-        for (netns, pid) in found {
-            // Whoever may make namespaces may give each of them any number of addresses.
-            if self.by_address.len() >= ADDRESSES || began.elapsed() > LOOK {
-                break;
+        // Every engine gives its first container the same address, also one that runs in another's container: those that
+        // are linked to this host are the ones whose packets it passes on.
+        let (linked, others): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|(_, pid)| began.elapsed() < LOOK / 2 && route::is_linked(*pid));
+        for group in [linked, others] {
+            let mut of_group = HashMap::new();
+            for (netns, pid) in group {
+                // Whoever may make namespaces may give each of them any number of addresses.
+                if self.by_address.len() + of_group.len() >= ADDRESSES || began.elapsed() > LOOK {
+                    break;
+                }
+                for address in addresses(&self.proc.join(pid.to_string())) {
+                    let behind = Some(Behind { netns, pid });
+                    of_group.entry(address).and_modify(|known| *known = None).or_insert(behind);
+                }
             }
-            for address in addresses(&self.proc.join(pid.to_string())) {
-                let behind = Some(Behind { netns, pid });
-                self.by_address.entry(address).and_modify(|known| *known = None).or_insert(behind);
+            for (address, behind) in of_group {
+                self.by_address.entry(address).or_insert(behind);
             }
         }
     }
