@@ -90,7 +90,7 @@ pub static PROCESSES: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
 /// Where the kernel keeps what the process programs read.
 #[map]
-pub static OFFSETS: Array<Offsets> = Array::with_max_entries(1, 0);
+pub static TASK_OFFSETS: Array<Offsets> = Array::with_max_entries(1, 0);
 
 /// [`guard_common::abi::AnswerEvent`]s.
 #[map]

@@ -19,8 +19,8 @@ pub use flow::{Flow, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6, Fragmen
 pub use globals::{ClockReading, Features};
 pub use interface::Interface;
 pub use process::{
-    ANSWER_BYTES, AnswerEvent, Offsets, PROCESS_ARGUMENT_BYTES, PROCESS_FILE_NAME_BYTES, PROCESS_PATH_BYTES,
-    ProcessEvent, ProcessHead, ProcessKind,
+    ANSWER_BYTES, AnswerEvent, Offsets, PROCESS_ARGUMENT_BYTES, PROCESS_CGROUP_BYTES, PROCESS_CGROUP_LEVELS,
+    PROCESS_FILE_NAME_BYTES, PROCESS_PATH_BYTES, ProcessEvent, ProcessHead, ProcessKind,
 };
 pub use reject::Rejects;
 pub use seal::{Admitted, Refused, SEAL_BPF_SHOW, SEAL_BPF_TAKEN, SealBpf};

@@ -7,6 +7,10 @@ use super::FlowKeyV6;
 pub const PROCESS_ARGUMENT_BYTES: usize = 1024;
 pub const PROCESS_PATH_BYTES: usize = 256;
 pub const PROCESS_FILE_NAME_BYTES: usize = 32;
+/// Levels of a control group's path that are told, and bytes of each: a container's id is in one of the last two
+/// (`libpod-<id>.scope/container`).
+pub const PROCESS_CGROUP_LEVELS: usize = 2;
+pub const PROCESS_CGROUP_BYTES: usize = 96;
 /// Answers are cut to this many bytes: more than any UDP answer on an Ethernet link is.
 pub const ANSWER_BYTES: usize = 2048;
 
@@ -55,9 +59,11 @@ pub struct ProcessEvent {
     pub path: [u8; PROCESS_PATH_BYTES],
     /// NUL-terminated arguments.
     pub args: [u8; PROCESS_ARGUMENT_BYTES],
+    /// Names of its control group (version 2) and of the one above, each NUL-terminated; empty: not known.
+    pub cgroup: [[u8; PROCESS_CGROUP_BYTES]; PROCESS_CGROUP_LEVELS],
 }
 
-/// The one element of the `OFFSETS` array: bytes into the kernel's structures, as this kernel's type information has
+/// The one element of the `TASK_OFFSETS` array: bytes into the kernel's structures, as this kernel's type information has
 /// them. `known` is 1 once they are filled in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -84,7 +90,12 @@ pub struct Offsets {
     pub inode_nlink: u32,
     /// Through `d_name`.
     pub dentry_name: u32,
-    pub reserved: u32,
+    /// From here on to the names of its control group; 0: this kernel's are not known.
+    pub task_cgroups: u32,
+    pub css_set_cgroup: u32,
+    pub cgroup_node: u32,
+    pub node_name: u32,
+    pub node_parent: u32,
 }
 
 /// An answer of a name server that passed, in the `ANSWERS` ring.
@@ -104,7 +115,7 @@ pub struct AnswerEvent {
 
 const _: () = {
     assert!(size_of::<ProcessHead>() == 48 && align_of::<ProcessHead>() == 8);
-    assert!(size_of::<ProcessEvent>() == 1376);
-    assert!(size_of::<Offsets>() == 80);
+    assert!(size_of::<ProcessEvent>() == 1568);
+    assert!(size_of::<Offsets>() == 96);
     assert!(size_of::<AnswerEvent>() == 2104 && align_of::<AnswerEvent>() == 8);
 };

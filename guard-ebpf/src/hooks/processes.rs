@@ -13,13 +13,13 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use guard_common::abi::{
-    Lost, Offsets, PROCESS_ARGUMENT_BYTES, PROCESS_FILE_NAME_BYTES, PROCESS_PATH_BYTES, ProcessEvent, ProcessHead,
+    Lost, Offsets, PROCESS_ARGUMENT_BYTES, PROCESS_CGROUP_BYTES, PROCESS_FILE_NAME_BYTES, PROCESS_PATH_BYTES, ProcessEvent, ProcessHead,
     ProcessKind,
 };
 
 use crate::{
     generation::boot_ns,
-    maps::{OFFSETS, PROCESSES},
+    maps::{PROCESSES, TASK_OFFSETS},
     record::count_lost,
 };
 
@@ -61,6 +61,17 @@ pub fn process_exec(context: RawTracePointContext) -> i32 {
         (*event).path[0] = 0;
         bpf_probe_read_kernel_str((&raw mut (*event).path).cast(), PROCESS_PATH_BYTES as u32, path as *const c_void);
 
+        (*event).cgroup[0][0] = 0;
+        (*event).cgroup[1][0] = 0;
+        if offsets.task_cgroups != 0 {
+            let set: usize = read(task, offsets.task_cgroups);
+            let group: usize = read(set, offsets.css_set_cgroup);
+            let node: usize = read(group, offsets.cgroup_node);
+            group_name((&raw mut (*event).cgroup[0]).cast(), node, offsets);
+            let above: usize = read(node, offsets.node_parent);
+            group_name((&raw mut (*event).cgroup[1]).cast(), above, offsets);
+        }
+
         let mm: usize = read(task, offsets.task_mm);
         let start: u64 = read(mm, offsets.mm_arg_start);
         let end: u64 = read(mm, offsets.mm_arg_end);
@@ -99,7 +110,7 @@ pub fn process_fork(context: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn offsets() -> Option<&'static Offsets> {
     // SAFETY: an array's element stays where it is; userspace writes it once, before the programs are attached.
-    OFFSETS.get_ptr(0).map(|offsets| unsafe { &*offsets }).filter(|offsets| offsets.known != 0)
+    TASK_OFFSETS.get_ptr(0).map(|offsets| unsafe { &*offsets }).filter(|offsets| offsets.known != 0)
 }
 
 /// Everything but the parent.
@@ -113,6 +124,16 @@ unsafe fn fill_head(head: *mut ProcessHead, kind: ProcessKind, task: usize, offs
         (*head).time = boot_ns();
         (*head).started = read(task, offsets.task_start_boottime);
         (*head).comm = bpf_get_current_comm().unwrap_or([0; 16]);
+    }
+}
+
+/// A control group's, by its node (`struct kernfs_node`).
+#[inline(always)]
+unsafe fn group_name(to: *mut c_void, node: usize, offsets: &Offsets) {
+    // SAFETY: the caller's room is of that size; the helper writes nothing beyond, and an end where the address is bad.
+    unsafe {
+        let name: usize = read(node, offsets.node_name);
+        bpf_probe_read_kernel_str(to, PROCESS_CGROUP_BYTES as u32, name as *const c_void);
     }
 }
 

@@ -25,8 +25,8 @@ impl Instance {
         })?;
         let programs = load::load(&self.pins, &self.settings, &|name| PROGRAMS.iter().any(|(own, _)| *own == name))?;
         // One that an older guard started has the maps only now.
-        let map = self.pinned_map("OFFSETS")?;
-        sys::update(map.as_fd(), &0_u32, &offsets, sys::ANY).map_err(KernelError::call("cannot write OFFSETS"))?;
+        let map = self.pinned_map("TASK_OFFSETS")?;
+        sys::update(map.as_fd(), &0_u32, &offsets, sys::ANY).map_err(KernelError::call("cannot write TASK_OFFSETS"))?;
         let mut watching = Vec::new();
         for (name, tracepoint) in PROGRAMS {
             let what = || KernelError::call(format!("cannot attach {name} to the tracepoint {tracepoint}"));
@@ -104,7 +104,20 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, &'static str> {
         file_dentry: of("file.f_path.dentry")?,
         inode_nlink: of("inode.i_nlink")?,
         dentry_name: of("dentry.d_name.name").or_else(|_| of("dentry.__d_name.name"))?,
-        reserved: 0,
+        ..cgroup_offsets(&of).unwrap_or_default()
+    })
+}
+
+/// The way from a process to the names of its control group: all of it or nothing, since the rest is of use without.
+fn cgroup_offsets(of: &dyn Fn(&'static str) -> Result<u32, &'static str>) -> Option<Offsets> {
+    Some(Offsets {
+        task_cgroups: of("task_struct.cgroups").ok()?,
+        css_set_cgroup: of("css_set.dfl_cgrp").ok()?,
+        cgroup_node: of("cgroup.kn").ok()?,
+        node_name: of("kernfs_node.name").ok()?,
+        // `parent` before 6.15.
+        node_parent: of("kernfs_node.__parent").or_else(|_| of("kernfs_node.parent")).ok()?,
+        ..Offsets::default()
     })
 }
 
@@ -120,5 +133,6 @@ mod tests {
         assert_eq!(offsets.task_tgid, offsets.task_pid + 4);
         assert_eq!(offsets.mm_arg_end, offsets.mm_arg_start + 8);
         assert!(offsets.file_dentry > 0 && offsets.dentry_name > 0);
+        assert!(offsets.task_cgroups > 0 && offsets.node_name != offsets.node_parent);
     }
 }

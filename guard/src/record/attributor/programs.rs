@@ -6,7 +6,7 @@ use guard_common::abi::{ProcessEvent, ProcessHead, ProcessKind};
 
 use crate::{
     host::{
-        cgroup,
+        cgroup::{self, Place},
         identity::{Identities, split_arguments, to_ticks},
     },
     record::{
@@ -72,8 +72,10 @@ impl Programs {
             (Some(exe), kind) => (Some(exe), kind),
             _ => self.exe(event),
         };
-        let place = lives.then(|| fs::read(format!("/proc/{}/cgroup", head.pid)).ok()).flatten();
-        let place = cgroup::parse(&String::from_utf8_lossy(&place.unwrap_or_default()));
+        let place = lives.then(|| fs::read_to_string(format!("/proc/{}/cgroup", head.pid)).ok()).flatten();
+        // One that is ending is in the root's already, and what is gone has none: then as it was at exec.
+        let place = place.map(|text| cgroup::parse(&text)).filter(|place| *place != Place::default());
+        let place = place.unwrap_or_else(|| cgroup::parse(&of_names(event)));
         let mut who = Who {
             pid: head.pid,
             started,
@@ -163,6 +165,12 @@ impl Programs {
     }
 }
 
+/// The last parts of the control group's path, as `/proc/PID/cgroup` would have them.
+fn of_names(event: &ProcessEvent) -> String {
+    let [own, above] = event.cgroup.each_ref().map(|name| text(name));
+    format!("0::/{above}/{own}")
+}
+
 /// Up to its NUL.
 fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
@@ -186,7 +194,10 @@ unsafe impl Told for ProcessEvent {}
 
 #[cfg(test)]
 mod tests {
-    use guard_common::abi::{PROCESS_ARGUMENT_BYTES, PROCESS_FILE_NAME_BYTES, PROCESS_PATH_BYTES};
+    use guard_common::abi::{
+        PROCESS_ARGUMENT_BYTES, PROCESS_CGROUP_BYTES, PROCESS_CGROUP_LEVELS, PROCESS_FILE_NAME_BYTES,
+        PROCESS_PATH_BYTES,
+    };
 
     use super::*;
 
@@ -216,6 +227,7 @@ mod tests {
             file_name: [0; PROCESS_FILE_NAME_BYTES],
             path: [0; PROCESS_PATH_BYTES],
             args: [0; PROCESS_ARGUMENT_BYTES],
+            cgroup: [[0; PROCESS_CGROUP_BYTES]; PROCESS_CGROUP_LEVELS],
         };
         put(&mut event.file_name, file_name);
         put(&mut event.path, path);
@@ -254,6 +266,23 @@ mod tests {
         assert_eq!(who.exe_kind, ExeKind::File);
         let who = told(&exec(b"/dev/shm/x", b"x", 1, b""));
         assert_eq!(who.unusual, [crate::record::who::Unusual::WorldWritablePlace]);
+    }
+
+    #[test]
+    fn the_container_of_a_process_that_is_gone_is_that_of_its_control_group() {
+        let id = "0123456789abcdef".repeat(4);
+        let of = |own: &str, above: &str| {
+            let mut event = exec(b"/bin/sh", b"dash", 1, b"");
+            put(&mut event.cgroup[0], own.as_bytes());
+            put(&mut event.cgroup[1], above.as_bytes());
+            let who = told(&event);
+            (who.container.map(|container| container.id), who.unit)
+        };
+        assert_eq!(of(&id, "docker"), (Some(id.clone()), None));
+        assert_eq!(of("container", &format!("libpod-{id}.scope")), (Some(id), None));
+        assert_eq!(of("cron.service", "system.slice"), (None, Some("cron.service".to_owned())));
+        assert_eq!(of("", ""), (None, None));
+        assert_eq!(of(&"x".repeat(PROCESS_CGROUP_BYTES), ""), (None, None), "without an end");
     }
 
     #[test]
