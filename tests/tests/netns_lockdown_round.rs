@@ -5,6 +5,7 @@ use std::{
     fs,
     io::Write,
     process::{ChildStdin, Stdio},
+    thread,
     time::Duration,
 };
 
@@ -164,4 +165,23 @@ fn what_begins_beside_the_seal_is_ended_by_the_daemon() {
     assert!(record["guard"]["what"].to_string().contains(&process.pid().to_string()), "{record:#}");
     assert!(process.ended().unwrap().is_some());
     guard.status_until(LIMIT, |status| status["enforcing"] == true).unwrap();
+}
+
+/// It loads programs that drop more, its shield among them, and the daemon hears of each before it knows whose it is.
+#[test]
+fn what_a_lockdown_loads_itself_is_no_alarm() {
+    let Some(world) = new_world("netns_lockdown_round what_a_lockdown_loads") else { return };
+    let guard = Guard::start(&world, BEFORE).unwrap();
+    let (lockdown, contained) = lock_down(&world, &guard);
+    assert_eq!(contained["event"], "contained");
+    guard.status_until(LIMIT, |status| status["enforcing"] == true).unwrap();
+    // Longer than anything is held back.
+    thread::sleep(Duration::from_secs(6));
+    let of_lockdown = format!(" {}", lockdown.pid());
+    let alarms = guard.records().unwrap().into_iter().filter(|record| {
+        record["event_type"] == "alert"
+            && record["guard"]["kind"] == "program_loaded"
+            && record["guard"]["by"].as_str().is_some_and(|by| by.contains(&of_lockdown))
+    });
+    assert_eq!(alarms.collect::<Vec<_>>(), Vec::<Value>::new());
 }

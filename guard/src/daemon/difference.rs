@@ -164,8 +164,8 @@ pub struct LoadedProgram {
     pub id: u32,
     /// Type, name and user.
     pub what: String,
-    /// 0: not known.
-    pub pid: u32,
+    /// Which process, as it was when this was heard of; `None`: not known.
+    pub by: Option<String>,
 }
 
 /// Packets counted twice: by the interfaces, and by the wire layer. Of all guarded interfaces together.

@@ -76,9 +76,16 @@ pub trait Engine {
         None
     }
 
-    /// BPF programs that others loaded since the last call, and how many could not be told.
-    fn loaded_programs(&mut self) -> (Vec<LoadedProgram>, u64) {
-        (Vec::new(), 0)
+    /// Hears of BPF programs that were loaded since the last call: whether any waits to be told, and how many could not be
+    /// heard of.
+    fn hear_of_programs(&mut self) -> (bool, u64) {
+        (false, 0)
+    }
+
+    /// Those that wait and are none of guard's. `settled`: no other guard command is at work (the caller holds the lock);
+    /// while one is, what it loads is not known as guard's yet, and only what has waited long is told.
+    fn loaded_programs(&mut self, _settled: bool) -> anyhow::Result<Vec<LoadedProgram>> {
+        Ok(Vec::new())
     }
 
     /// Whether the kernel itself tells of them, with the process: else only those that are still there are found.

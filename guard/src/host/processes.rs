@@ -197,6 +197,21 @@ fn parse_cgroup(text: &str) -> Option<String> {
     text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
 }
 
+/// `bpftool 4410 (/usr/sbin/bpftool)`; one that is gone has only its number.
+pub fn named(pid: u32) -> Option<String> {
+    if pid == 0 {
+        return None;
+    }
+    let place = PathBuf::from(format!("/proc/{pid}"));
+    let comm = fs::read_to_string(place.join("comm")).ok();
+    let exe = fs::read_link(place.join("exe")).ok();
+    Some(match (comm, exe) {
+        (Some(comm), Some(exe)) => format!("{} {pid} ({})", comm.trim_end(), exe.display()),
+        (Some(comm), None) => format!("{} {pid}", comm.trim_end()),
+        _ => format!("process {pid}, which is gone"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;

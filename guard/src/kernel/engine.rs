@@ -108,8 +108,12 @@ impl Engine for Instance {
         Some(&self.settings.cgroup)
     }
 
-    fn loaded_programs(&mut self) -> (Vec<LoadedProgram>, u64) {
-        Self::loaded_programs(self)
+    fn hear_of_programs(&mut self) -> (bool, u64) {
+        Self::hear_of_programs(self)
+    }
+
+    fn loaded_programs(&mut self, settled: bool) -> anyhow::Result<Vec<LoadedProgram>> {
+        Ok(Self::loaded_programs(self, settled)?)
     }
 
     fn hears_of_programs(&self) -> bool {

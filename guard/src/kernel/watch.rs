@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     os::fd::AsFd,
+    time::{Duration, Instant},
 };
 
 use guard_common::{
@@ -23,7 +24,10 @@ use super::{
 };
 use crate::{
     daemon::difference::{Counted, Difference, Kind, LoadedProgram},
-    host::netlink::{attributes, dump, number},
+    host::{
+        netlink::{attributes, dump, number},
+        processes,
+    },
 };
 
 /// `enum bpf_prog_type`: what can change, drop or send packets, or stand in for a part of another program. sched_cls is tc's,
@@ -32,6 +36,17 @@ const MEDDLING: [u32; 16] = [3, 4, 6, 8, 9, 10, 11, 12, 13, 16, 18, 19, 25, 28, 
 
 /// Larger tables are looked through less often.
 const EACH_TIME: usize = 1 << 20;
+
+/// So long at most a program is not told of, because a guard command is at work that may have loaded it.
+const HELD_BACK: Duration = Duration::from_secs(5);
+
+/// A program that was loaded, and is not told of yet.
+#[derive(Debug)]
+struct Waiting {
+    since: Instant,
+    tag: String,
+    program: LoadedProgram,
+}
 
 /// What was there at the last look.
 #[derive(Debug, Default)]
@@ -42,6 +57,7 @@ pub struct Seen {
     tables: BTreeMap<u8, (u32, u32, [u8; 32])>,
     /// Programs that others loaded, as the kernel tells of them; `None`: not asked for yet.
     events: Option<Option<BpfEvents>>,
+    loaded: Vec<Waiting>,
     /// Where it does not: the highest id that was looked at.
     last_program: Option<u32>,
     looks: usize,
@@ -160,8 +176,9 @@ impl Instance {
         Ok(found)
     }
 
-    /// Programs that others loaded since the last call: by the kernel's own events, else by their ids, which rise.
-    pub fn loaded_programs(&mut self) -> (Vec<LoadedProgram>, u64) {
+    /// Hears of programs that were loaded since the last call: by the kernel's own events, else by their ids, which rise.
+    /// Whether any waits to be told, and how many events were lost.
+    pub fn hear_of_programs(&mut self) -> (bool, u64) {
         let events = self.seen.events.get_or_insert_with(|| BpfEvents::open().ok());
         let (loaded, lost) = match events {
             Some(events) => {
@@ -170,21 +187,35 @@ impl Instance {
             }
             None => (self.new_ids(), 0),
         };
-        if loaded.is_empty() {
-            return (Vec::new(), lost);
-        }
-        let own: BTreeSet<&String> = self.settings.programs.values().collect();
-        let told = loaded.into_iter().filter_map(|(id, pid): (u32, u32)| {
+        for (id, pid) in loaded {
             // One that is gone already stands nowhere; what is only tried (by bpftool, systemd, guard doctor) goes as fast.
-            let program = objects::program(id).ok()??;
-            // guard's own instructions, whoever loaded them: where they stand is looked at by itself.
-            if own.contains(&program.tag) || !MEDDLING.contains(&program.kind_number) {
-                return None;
+            let Ok(Some(program)) = objects::program(id) else { continue };
+            if !MEDDLING.contains(&program.kind_number) {
+                continue;
             }
             let what = format!("{} program {id} \"{}\" by uid {}", program.kind, program.name, program.uid);
-            Some(LoadedProgram { id, what, pid })
-        });
-        (told.collect(), lost)
+            let told = LoadedProgram { id, what, by: processes::named(pid) };
+            self.seen.loaded.push(Waiting { since: Instant::now(), tag: program.tag, program: told });
+        }
+        (!self.seen.loaded.is_empty(), lost)
+    }
+
+    /// Those that wait, but for guard's own instructions, whoever loaded them: where they stand is looked at by itself.
+    /// `settled`: no other guard command is at work; else only those that have waited longer than any works.
+    pub fn loaded_programs(&mut self, settled: bool) -> Result<Vec<LoadedProgram>, KernelError> {
+        if settled {
+            // A lockdown loads its programs, then writes down which they are.
+            self.catch_up()?;
+        }
+        let own: BTreeSet<&String> = self.settings.programs.values().collect();
+        let (told, waiting) = self
+            .seen
+            .loaded
+            .drain(..)
+            .filter(|waiting| !own.contains(&waiting.tag))
+            .partition::<Vec<_>, _>(|waiting| settled || waiting.since.elapsed() > HELD_BACK);
+        self.seen.loaded = waiting;
+        Ok(told.into_iter().map(|waiting| waiting.program).collect())
     }
 
     /// Not asked for yet counts as heard.

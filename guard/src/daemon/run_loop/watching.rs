@@ -14,7 +14,7 @@ use crate::{
         state_dir::Kept,
         watch::Told,
     },
-    host::packet_sockets,
+    host::{packet_sockets, processes},
     journal::{self, Entry, Event},
     kernel,
     lockdown::mark,
@@ -134,7 +134,7 @@ impl Daemon<'_> {
 
     /// What others loaded into the kernel since the last look.
     fn tell_of_programs(&mut self) {
-        let (loaded, lost) = self.engine.loaded_programs();
+        let (waiting, lost) = self.engine.hear_of_programs();
         if !self.engine.hears_of_programs() {
             self.notice(
                 "the kernel does not tell who loads BPF programs (no perf events): those that are there are found, nobody is \
@@ -146,10 +146,15 @@ impl Daemon<'_> {
             let what = format!("{lost} BPF programs were loaded faster than they could be looked at");
             self.tell_new(Difference::new(Kind::ProgramLoaded, "lost", what));
         }
-        for program in loaded {
+        if !waiting {
+            return;
+        }
+        let lock = self.lock_now();
+        // What cannot be read now is told at the next look.
+        for program in self.engine.loaded_programs(lock.is_some()).unwrap_or_default() {
             let what = format!("a BPF program was loaded: {}", program.what);
             let difference = Difference::new(Kind::ProgramLoaded, format!("program {}", program.id), what);
-            self.tell_new(match process(program.pid) {
+            self.tell_new(match program.by {
                 Some(by) => difference.by(by),
                 None => difference,
             });
@@ -166,7 +171,7 @@ impl Daemon<'_> {
         let owner = &event.owner;
         let comm = String::from_utf8_lossy(&owner.comm).trim_end_matches('\0').to_owned();
         // One that is gone has the name that the kernel saw.
-        let by = match process(owner.pid).filter(|by| !by.ends_with("gone")) {
+        let by = match processes::named(owner.pid).filter(|by| !by.ends_with("gone")) {
             Some(by) => by,
             None => format!("{comm} {}, which is gone", owner.pid),
         };
@@ -360,21 +365,6 @@ fn kept_alert(told: &Told) -> Alert {
         repaired: difference.repaired,
         packets: gap.and_then(|gap| gap.packets),
     }
-}
-
-/// `bpftool 4410 (/usr/sbin/bpftool)`; one that is gone has only its number.
-fn process(pid: u32) -> Option<String> {
-    if pid == 0 {
-        return None;
-    }
-    let place = std::path::PathBuf::from(format!("/proc/{pid}"));
-    let comm = std::fs::read_to_string(place.join("comm")).ok();
-    let exe = std::fs::read_link(place.join("exe")).ok();
-    Some(match (comm, exe) {
-        (Some(comm), Some(exe)) => format!("{} {pid} ({})", comm.trim_end(), exe.display()),
-        (Some(comm), None) => format!("{} {pid}", comm.trim_end()),
-        _ => format!("process {pid}, which is gone"),
-    })
 }
 
 fn generation_of(state: &State, slot: Slot) -> u32 {
