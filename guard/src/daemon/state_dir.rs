@@ -18,23 +18,21 @@
 //! Files of a policy lie under `files/` by their absolute path, so that what they name relative to themselves is found.
 
 mod files;
+mod lock;
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, OpenOptions},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+
+pub use self::lock::Lock;
 
 use self::files::{copy, copy_tree, io_error, mirrored, remove};
 use crate::{lockdown::mark::Mark, policy::exceptions::Exception, record::clock::Clock};
-
-/// How long a command waits for another one to end.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where instances keep their state unless told otherwise.
 pub const DEFAULT_ROOT: &str = "/var/lib/guard";
@@ -85,20 +83,16 @@ pub enum StateError {
     Damaged { path: PathBuf, source: serde_json::Error },
     #[error("{path} is of format {found}; this guard knows {VERSION}")]
     Version { path: PathBuf, found: u32 },
-    #[error("another guard command is changing this instance; try again when it is done")]
-    Busy,
+    #[error(
+        "{holder} is changing this instance, for more than {waited} s; nothing was changed: try again when it is done"
+    )]
+    Busy { holder: String, waited: u64 },
 }
 
 /// An instance's directory, which exists and only its owner can write.
 #[derive(Clone, Debug)]
 pub struct StateDir {
     path: PathBuf,
-}
-
-/// Held as long as this lives.
-#[derive(Debug)]
-pub struct Lock {
-    _file: Flock<File>,
 }
 
 /// Which of the kept policies.
@@ -180,57 +174,10 @@ impl StateDir {
         self.path.join("control.sock")
     }
 
-    /// For one change of the policy; refused while another goes on. Waits a little: the daemon too takes it, for a
-    /// moment, when it looks at the hooks.
-    pub fn lock(&self) -> Result<Lock, StateError> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(lock) = self.try_lock("lock")? {
-                return Ok(lock);
-            }
-            if Instant::now() > deadline {
-                return Err(StateError::Busy);
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// The same without waiting; `None` while another change goes on.
-    pub fn lock_now(&self) -> Result<Option<Lock>, StateError> {
-        self.try_lock("lock")
-    }
-
     /// Whether anything is to be enforced: false after a release, and after a first start that nobody confirmed.
     #[must_use]
     pub fn in_force(&self) -> bool {
         self.path.join(Kept::Active.name()).exists()
-    }
-
-    /// For the daemon's life; `None`: one runs already.
-    pub fn lock_daemon(&self) -> Result<Option<Lock>, StateError> {
-        self.try_lock("daemon.lock")
-    }
-
-    /// Whether a daemon runs now.
-    pub fn daemon_runs(&self) -> Result<bool, StateError> {
-        Ok(self.lock_daemon()?.is_none())
-    }
-
-    fn try_lock(&self, name: &str) -> Result<Option<Lock>, StateError> {
-        let path = self.path.join(name);
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&path)
-            .map_err(|source| io_error("cannot open", &path, source))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => Ok(Some(Lock { _file: file })),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, errno)) => Err(io_error("cannot lock", &path, errno.into())),
-        }
     }
 
     /// What is kept there; `None` where nothing is.

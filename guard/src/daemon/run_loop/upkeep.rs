@@ -89,7 +89,7 @@ impl Daemon<'_> {
 
     /// The same policy again, with its expiries turned into boot time by the clock as it is now.
     pub(super) fn republish(&mut self) {
-        let result = self.state.lock().map_err(anyhow::Error::from).and_then(|_lock| {
+        let result = self.state.lock_briefly().map_err(anyhow::Error::from).and_then(|_lock| {
             let kept = kept::load(self.state, Kept::Active)?;
             let Some((manifest, policy)) = kept else { return Ok(None) };
             if self.engine.read_back()?.state.word.is_pending() {
@@ -115,7 +115,7 @@ impl Daemon<'_> {
             (self.say)(&text);
             return service_manager::ready(&text);
         }
-        let result = self.state.lock().map_err(anyhow::Error::from).and_then(|_lock| {
+        let result = self.state.lock_briefly().map_err(anyhow::Error::from).and_then(|_lock| {
             let manifest = self.state.manifest(Kept::Active)?;
             let Some(manifest) = manifest else { anyhow::bail!("no policy is in force") };
             let policy = change::audited(kept::read(&manifest.source)?, manifest.audit);
@@ -152,7 +152,7 @@ impl Daemon<'_> {
 
     /// The file that holds afterwards, read again; the lockdown stays as it is. `None`: none holds.
     pub(super) fn hang_up_in_lockdown(&self) -> Option<String> {
-        let result = self.state.lock().map_err(anyhow::Error::from).and_then(|_lock| {
+        let result = self.state.lock_briefly().map_err(anyhow::Error::from).and_then(|_lock| {
             if mark::holding(self.state)?.is_none() {
                 return Ok(None);
             }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 
 fn manifest(source: &Path, generation: u32) -> Manifest {
@@ -50,7 +52,7 @@ fn locks_are_exclusive_and_end_with_their_holder() {
     let home = tempfile::tempdir().unwrap();
     let state = StateDir::create(home.path()).unwrap();
     let held = state.lock().unwrap();
-    assert!(matches!(state.lock(), Err(StateError::Busy)));
+    assert!(matches!(state.lock_within(Duration::ZERO), Err(StateError::Busy { .. })));
     drop(held);
     state.lock().unwrap();
     assert!(!state.daemon_runs().unwrap());
