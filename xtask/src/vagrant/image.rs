@@ -108,13 +108,13 @@ Vagrant.configure("2") do |config|
 end
 "#;
 
-/// Where the small box is, made now unless it is there: no scenario needs Docker.
-pub fn ready() -> Result<PathBuf> {
-    let path = path(false);
-    if !path.exists() {
-        build(false)?;
+/// Where a box is, made now unless one is there: the small one, where nobody needs Docker.
+pub fn ready(containers: bool) -> Result<PathBuf> {
+    let mut fit = [false, true].into_iter().filter(|has| *has || !containers).map(path);
+    match fit.find(|path| path.exists()) {
+        Some(path) => Ok(path),
+        None => build(containers),
     }
-    Ok(path)
 }
 
 fn path(containers: bool) -> PathBuf {
@@ -126,7 +126,9 @@ pub fn build(containers: bool) -> Result<PathBuf> {
     ensure!(shell::is_root(), "needs root, to make a root file system");
     let start = Instant::now();
     let out = path(containers);
-    let dir = tempfile::Builder::new().prefix("box-").tempdir_in(out.parent().context("a file without a folder")?)?;
+    let folder = out.parent().context("a file without a folder")?;
+    std::fs::create_dir_all(folder)?;
+    let dir = tempfile::Builder::new().prefix("box-").tempdir_in(folder)?;
     let at = |name: &str| dir.path().join(name);
     bootstrap(&at("root"), containers)?;
     for (name, link) in [("vmlinuz", "vmlinuz"), ("initrd.img", "initrd.img")] {
