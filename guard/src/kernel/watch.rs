@@ -190,7 +190,7 @@ impl Instance {
         for (id, pid) in loaded {
             // One that is gone already stands nowhere; what is only tried (by bpftool, systemd, guard doctor) goes as fast.
             let Ok(Some(program)) = objects::program(id) else { continue };
-            if !MEDDLING.contains(&program.kind_number) {
+            if !MEDDLING.contains(&program.kind_number) || is_systemds(program.kind_number, &program.name, pid) {
                 continue;
             }
             let what = format!("{} program {id} \"{}\" by uid {}", program.kind, program.name, program.uid);
@@ -272,6 +272,13 @@ impl Instance {
     }
 }
 
+/// What systemd makes for a unit with `IPAddressAllow=` or `IPAddressDeny=` (its src/core/bpf-firewall.c), at each of its
+/// starts: it stands in the unit's own cgroup and can only drop. By the first process; what anybody else calls so is told.
+fn is_systemds(kind: u32, name: &str, pid: u32) -> bool {
+    const CGROUP_SKB: u32 = 8;
+    pid == 1 && kind == CGROUP_SKB && matches!(name, "sd_fw_ingress" | "sd_fw_egress")
+}
+
 const ROUTE: isize = 0;
 const GET_QDISC: u16 = 38;
 const TC_H_ROOT: u32 = 0xffff_ffff;
@@ -283,4 +290,19 @@ fn waiting(payload: &[u8]) -> u32 {
     let stats = attributes(payload).find(|(kind, _)| *kind == TCA_STATS2).map_or(&[][..], |(_, value)| value);
     let queue = attributes(stats).find(|(kind, _)| *kind == TCA_STATS_QUEUE).map_or(&[][..], |(_, value)| value);
     number(queue, 0).unwrap_or(0).wrapping_add(number(queue, 8).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_process_loads_systemds_own_unnoticed() {
+        assert!(is_systemds(8, "sd_fw_egress", 1));
+        for (kind, name, pid) in
+            [(8, "sd_fw_egress", 2), (8, "sd_fw_egress", 0), (3, "sd_fw_egress", 1), (8, "sd_fw_x", 1)]
+        {
+            assert!(!is_systemds(kind, name, pid), "{kind} {name} {pid}");
+        }
+    }
 }
