@@ -312,3 +312,15 @@ fn a_purge_takes_everything_along() {
     let ended = case.sh("touch /etc/guard/responders.txt && ./postrm purge && [ -e /etc/guard/responders.txt ]");
     assert!(ended.good(), "{}", ended.text());
 }
+
+/// systemd's own measure of what the unit may do; lower is less. What is left is what guard is for: bpf(2) and network
+/// administration, the host's own network and processes, sockets of all its families.
+#[test]
+fn the_unit_may_do_no_more_than_it_did() {
+    const TENTHS: &str = "62";
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/guard.service");
+    let mut analyze = Command::new("systemd-analyze");
+    analyze.args(["security", "--no-pager", "--offline=true", "--threshold", TENTHS]).arg(unit);
+    let ended = run(&mut analyze, LIMIT).unwrap();
+    assert!(ended.good(), "{}", ended.text());
+}

@@ -193,6 +193,7 @@ pub const PACKAGE: &[Need] = &[
     program!("git", "git"),
     program!("dpkg", "dpkg-deb"),
     program!("init-system-helpers", "deb-systemd-helper"),
+    program!("systemd", "systemd-analyze"),
     program!("util-linux", "unshare"),
 ];
 
