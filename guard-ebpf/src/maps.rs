@@ -108,12 +108,17 @@ pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(LOST_SLOTS, 0)
 #[map]
 pub static REJECTS: PerCpuArray<Rejects> = PerCpuArray::with_max_entries(1, 0);
 
+/// By direction: packets that were judged between this host and those behind it, of `COUNTERS`; outbound those that were let
+/// out. Per CPU.
+#[map]
+pub static HOST_SIDE: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
+
 /// By socket cookie: which process asked, at the socket layer.
 #[map]
 pub static OWNERS: LruHashMap<u64, Owner> = LruHashMap::with_max_entries(FLOWS, 0);
 
-/// Destinations that cross no guarded interface, for the socket layer; the address in network order. Filled from the
-/// routes.
+/// Destinations that cross no guarded interface, for the socket layer: [`guard_common::abi::Near`]; the address in network
+/// order. Filled from the routes.
 #[map]
 pub static NEAR_V4: LpmTrie<u32, u8> = LpmTrie::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 #[map]

@@ -15,7 +15,7 @@ use guard_common::{
 use crate::{
     generation::{Generation, boot_ns},
     globals::HZ,
-    maps::{COUNTERS, EVENTS, LIMITS, LOST, OWNERS, RULE_COUNTERS},
+    maps::{COUNTERS, EVENTS, HOST_SIDE, LIMITS, LOST, OWNERS, RULE_COUNTERS},
 };
 
 /// Adds to the totals of a reason. Bytes as on the wire.
@@ -34,6 +34,18 @@ pub fn count_index(index: u32, packets: u64, bytes: u64) {
             (*counter).packets += packets;
             (*counter).bytes += bytes;
         }
+    }
+}
+
+/// Of these totals, what was judged between this host and those behind it: no uplink has counted it.
+#[inline(always)]
+pub fn count_host_side(direction: Direction, dropped: bool, packets: u32) {
+    if matches!(direction, Direction::Outbound) && dropped {
+        return;
+    }
+    if let Some(counted) = HOST_SIDE.get_ptr_mut(direction as u32) {
+        // SAFETY: as above.
+        unsafe { *counted += u64::from(packets) };
     }
 }
 

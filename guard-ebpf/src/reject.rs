@@ -7,7 +7,7 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INVALIDATE_HASH},
-    helpers::generated::{bpf_jiffies64, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes},
+    helpers::generated::{bpf_jiffies64, bpf_skb_change_tail, bpf_skb_store_bytes},
 };
 use guard_common::{
     abi::{Interface, Rejects},
@@ -18,6 +18,7 @@ use crate::{
     generation::is_pending,
     globals::{HZ, REJECT_MARK},
     maps::{INTERFACES, REJECTS},
+    skb::load,
 };
 
 /// RFC 9293, 3.1.
@@ -213,13 +214,6 @@ fn checksum(sum: u64) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
     !(((sum & 0xffff) + (sum >> 16)) as u16)
-}
-
-#[inline(always)]
-unsafe fn load<const WORDS: usize>(skb: *mut __sk_buff, at: u32) -> Option<[u32; WORDS]> {
-    let mut words = [0; WORDS];
-    let result = unsafe { bpf_skb_load_bytes(skb.cast(), at, words.as_mut_ptr().cast(), 4 * WORDS as u32) };
-    if result == 0 { Some(words) } else { None }
 }
 
 /// Takes one from what this CPU may answer in this second.

@@ -301,3 +301,16 @@ pub unsafe fn copy_head(frame: *mut xdp_md, from: u32, to: *mut [u8; HEAD_BYTES]
         copied as u32
     }
 }
+
+/// Words as they lie in the packet.
+///
+/// # Safety
+///
+/// `skb` is the program's context.
+#[inline(always)]
+pub unsafe fn load<const WORDS: usize>(skb: *mut __sk_buff, at: u32) -> Option<[u32; WORDS]> {
+    let mut words = [0; WORDS];
+    // SAFETY: the helper takes the context, and as many bytes as the array has.
+    let result = unsafe { bpf_skb_load_bytes(skb.cast(), at, words.as_mut_ptr().cast(), 4 * WORDS as u32) };
+    if result == 0 { Some(words) } else { None }
+}

@@ -11,6 +11,7 @@
 
 mod attempt;
 mod cgroups;
+mod containers;
 mod controls;
 mod devices;
 mod frames;
@@ -25,7 +26,7 @@ mod victim;
 
 use std::{io::BufRead, process::ExitCode};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use guard_tests::{guard::Guard, new_world, witness::packet_socket};
 
 use crate::{
@@ -41,10 +42,19 @@ pub const POLICY: &str = "version: 1\nname: escape\nmode: enforce\n\
     outbound:\n  - { name: updates, to: responder, services: tcp/443 }\n  - { name: dns, to: router, services: dns }\n";
 
 fn table() -> Vec<Attempt> {
-    [frames::all(), link::all(), sockets::all(), held::all(), cgroups::all(), tools::all(), devices::all()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        frames::all(),
+        link::all(),
+        sockets::all(),
+        held::all(),
+        cgroups::all(),
+        tools::all(),
+        devices::all(),
+        containers::all(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn main() -> ExitCode {
@@ -99,6 +109,28 @@ fn suite(words: &[&str]) -> Result<bool> {
             Some(why) => failed.push((title(attempt), why)),
         }
     }
+    // What passes by design then is blocked where the policy says so.
+    let done = guard.reload(&format!("{POLICY}container_host: guard\n"), &[])?;
+    ensure!(done.good(), "{}", done.text());
+    let judged = scene.phase(&attempts, 2, |name| name.contains(containers::CALLED) && wanted(name))?;
+    for (attempt, (open, shut)) in attempts.iter().zip(open.iter().zip(&judged)) {
+        let (Some(open), Some(shut)) = (open, shut) else { continue };
+        let name = format!("{} (container_host: guard)", attempt.name);
+        println!(
+            "{:<3} {name:<78} {:<5} {:<28} {}",
+            way(attempt),
+            open.seen,
+            "blocked",
+            if shut.seen { "passed" } else { "nothing" }
+        );
+        if shut.seen {
+            failed.push((name, "PASSED although the policy does not list it".to_owned()));
+        } else {
+            passed += 1;
+        }
+    }
+    let done = guard.reload(POLICY, &[])?;
+    ensure!(done.good(), "{}", done.text());
     let mut others = controls::all(&world, &guard, &mut scene);
     if wanted("moment") {
         others.extend(moments::all(&world, &mut guard));

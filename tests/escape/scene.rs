@@ -15,7 +15,7 @@ use guard_tests::{
     echo::{Echo, speaks},
     process::Process,
     witness::{Witness, send_frame},
-    world::{Inside, World},
+    world::{Inside, Namespace, World},
 };
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
@@ -41,6 +41,8 @@ pub struct Scene<'a> {
     held: HashMap<usize, (Process, ChildStdin)>,
     _echoes: Vec<Echo>,
     sessions: Vec<TcpStream>,
+    /// On a bridge of the server.
+    pub container: Namespace,
     /// From the intruder to what listens inside; both families.
     pub shells: Vec<TcpStream>,
 }
@@ -55,6 +57,7 @@ pub struct Outcome {
 impl<'a> Scene<'a> {
     pub fn set(world: &'a World, attempts: &[Attempt]) -> Result<Self> {
         let witnesses = vec![Witness::start(&world.router, World::WIRE)?, Witness::start(&world.client, "eth1")?];
+        let container = crate::containers::place(world)?;
         let mut echoes = Vec::new();
         for ipv6 in [false, true] {
             echoes.push(Echo::tcp(&world.server, server(ipv6), 80)?);
@@ -81,7 +84,8 @@ impl<'a> Scene<'a> {
                 guard_tests::echo::connect(&world.intruder, (server(ipv6), crate::victim::PORT).into(), PATIENCE)
             })
             .collect::<std::io::Result<Vec<_>>>()?;
-        let mut scene = Self { world, witnesses, victim, held: HashMap::new(), _echoes: echoes, sessions, shells };
+        let mut scene =
+            Self { world, witnesses, victim, held: HashMap::new(), _echoes: echoes, sessions, container, shells };
         for (number, attempt) in attempts.iter().enumerate() {
             if matches!(attempt.act, Act::Held(_)) {
                 let mut command = own(&world.server)?;

@@ -116,6 +116,7 @@ pub fn policy(seed: u64, clocks: Clocks, times: Times) -> Policy {
         rules,
         lockdown: false,
         on_deny: Default::default(),
+        container_host: Default::default(),
         essentials: Essentials {
             arp: random.percent(50),
             dhcp: random.percent(50),

@@ -102,6 +102,7 @@ pub fn policy(rules: Vec<Rule>) -> Policy {
         essentials: Essentials::default(),
         lockdown: false,
         on_deny: Default::default(),
+        container_host: Default::default(),
         tests: Vec::new(),
     }
 }

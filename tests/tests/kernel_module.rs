@@ -19,7 +19,7 @@ use guard::{
     kernel::{HookStatus, Instance, KernelError, Options, Place, Selection, release},
     policy::{
         compile::{Clocks, Compiled, compile},
-        model::{AddressSet, Essentials, Mode, Place as Written, Policy, Remote, Rule, ServiceRange},
+        model::{AddressSet, ContainerHost, Essentials, Mode, Place as Written, Policy, Remote, Rule, ServiceRange},
     },
     record::flow::Key,
 };
@@ -180,6 +180,7 @@ fn policy(mode: Mode, port: u16, interface: Option<&str>) -> Policy {
         essentials: Essentials::default(),
         lockdown: false,
         on_deny: Default::default(),
+        container_host: Default::default(),
         tests: Vec::new(),
     }
 }
@@ -359,11 +360,38 @@ fn clsact_where_there_is_no_tcx() -> Result<()> {
     ensure!(instance.repair()?.len() == 1 && wire(&instance)? == 2);
     drop(instance);
     // Another daemon with other programs replaces the filters in place.
-    let (instance, _) = Instance::start(&host.place(), &Options { shield: true, ..options })?;
+    let (mut instance, _) = Instance::start(&host.place(), &Options { shield: true, ..options })?;
     ensure!(unsound(&instance)?.is_empty() && filters("egress")?.matches("handle").count() == 1);
+
+    // The host's side of a bridge has filters as long as a policy asks for it.
+    ip("link add br7 type bridge")?;
+    let on_bridge = || -> Result<usize> {
+        let mut count = 0;
+        for direction in ["ingress", "egress"] {
+            let output = Command::new("tc").args(["filter", "show", "dev", "br7", direction]).output()?;
+            count += String::from_utf8(output.stdout)?.matches("handle").count();
+        }
+        Ok(count)
+    };
+    let guards = Policy { container_host: ContainerHost::Guard, ..policy(Mode::Enforce, 80, None) };
+    let publish = |instance: &mut Instance, policy: &Policy| -> Result<()> {
+        let compiled = compiled(instance, policy)?;
+        instance.publish(&compiled, None)?;
+        Ok(instance.look_at_interfaces()?)
+    };
+    for _ in 0..2 {
+        publish(&mut instance, &guards)?;
+        // And a veth that is not named: two of each, and the uplink's.
+        ensure!(on_bridge()? == 2 && wire(&instance)? == 6, "{:?}", instance.hooks()?);
+        ensure!(Command::new("tc").args("filter del dev br7 ingress".split(' ')).status()?.success());
+        ensure!(instance.repair()?.len() == 1 && wire(&instance)? == 6 && on_bridge()? == 2);
+        publish(&mut instance, &policy(Mode::Enforce, 81, None))?;
+        ensure!(on_bridge()? == 0 && wire(&instance)? == 2, "{:?}", instance.hooks()?);
+    }
+    publish(&mut instance, &guards)?;
     drop(instance);
     release(&host.place())?;
-    ensure!(filters("ingress")?.is_empty() && filters("egress")?.is_empty());
+    ensure!(filters("ingress")?.is_empty() && filters("egress")?.is_empty() && on_bridge()? == 0);
     Ok(())
 }
 

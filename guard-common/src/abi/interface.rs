@@ -22,6 +22,21 @@ impl Interface {
     pub const MACSEC_ABOVE: u32 = 1 << 4;
     /// A PPPoE session of this host runs over it, and its device is guarded.
     pub const PPPOE_ABOVE: u32 = 1 << 5;
+    /// Containers or VMs are behind it. What passes there between them and this host is judged by generations that ask for
+    /// it ([`super::SlotFlags::CONTAINER_HOST`]).
+    pub const HOST_SIDE: u32 = 1 << 6;
+    /// Port of such a bridge: nothing of this host's own passes there but on the bridge itself.
+    pub const MEMBER: u32 = 1 << 7;
+}
+
+/// Values of the `NEAR_V4` and `NEAR_V6` tries: destinations to which the way crosses no guarded interface.
+pub struct Near;
+
+impl Near {
+    /// Whatever the policy.
+    pub const ALWAYS: u8 = 1;
+    /// Containers and VMs: only where the policy does not ask for [`super::SlotFlags::CONTAINER_HOST`].
+    pub const MEMBERS: u8 = 2;
 }
 
 const _: () = assert!(size_of::<Interface>() == 16);

@@ -17,7 +17,7 @@ pub use counters::{COUNTERS, Counter, LOST_SLOTS, Lost, RuleCounter, counter_ind
 pub use event::{Event, EventKind, HEAD_BYTES, Owner};
 pub use flow::{Flow, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6, FragmentValue, NoteKey, NoteKind, TcpState};
 pub use globals::{ClockReading, Features};
-pub use interface::Interface;
+pub use interface::{Interface, Near};
 pub use process::{
     ANSWER_BYTES, AnswerEvent, Offsets, PROCESS_ARGUMENT_BYTES, PROCESS_CGROUP_BYTES, PROCESS_CGROUP_LEVELS,
     PROCESS_FILE_NAME_BYTES, PROCESS_PATH_BYTES, ProcessEvent, ProcessHead, ProcessKind,

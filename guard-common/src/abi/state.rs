@@ -105,6 +105,8 @@ impl SlotFlags {
     pub const BY_LOCAL: u32 = 1 << 4;
     /// What leaves for somebody behind this host, and is denied, is answered (`on_deny`).
     pub const REJECT_OUTBOUND: u32 = 1 << 5;
+    /// What passes between this host and the containers and VMs behind it is judged (`container_host`).
+    pub const CONTAINER_HOST: u32 = 1 << 6;
     // Essentials that are on.
     pub const ARP: u32 = 1 << 8;
     pub const EAPOL: u32 = 1 << 9;

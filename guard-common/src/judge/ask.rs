@@ -86,7 +86,7 @@ fn answered<H: Host + ?Sized>(host: &H, context: &Context, asked: &Asked) -> Res
         if interface.flags & Interface::LOOPBACK != 0 && context.flags.has(SlotFlags::LOOPBACK) {
             return Err(Reason::Loopback);
         }
-        if interface.flags & Interface::GUARDED == 0 {
+        if interface.flags & (Interface::GUARDED | Interface::HOST_SIDE) == 0 {
             return Err(Reason::NotGuarded);
         }
     }

@@ -1,5 +1,6 @@
 //! The backstop: cgroup_skb (5.10). Holds sockets whose packets cross an interface that userspace has not told the
-//! programs about yet; there the wire layer does not judge. Sees neither forwarded packets nor packet sockets.
+//! programs about yet; there the wire layer does not judge. Under `container_host: guard` also those that go round the bridge device, by
+//! one of its ports. Sees neither forwarded packets nor packet sockets.
 
 use core::ptr;
 
@@ -10,7 +11,7 @@ use aya_ebpf::{
 };
 use guard_common::{
     Direction, Reason,
-    abi::{EventKind, Features},
+    abi::{EventKind, Features, Interface, SlotFlags},
     decide::Outcome,
 };
 
@@ -42,11 +43,19 @@ fn backstop(context: &SkBuffContext, direction: Direction) -> i32 {
     let skb = context.skb.skb;
     // SAFETY: the kernel's context.
     let ifindex = unsafe { ptr::read_volatile(&raw const (*skb).ifindex) };
-    if ifindex == LOOPBACK || INTERFACES.get_ptr(&ifindex).is_some() || !is_ours(context) {
+    if ifindex == LOOPBACK {
+        return PASS;
+    }
+    // SAFETY: userspace replaces whole entries.
+    let known = unsafe { INTERFACES.get(&ifindex) };
+    // A bridge hands up on a port itself what is addressed to one of its link-local groups (01:80:c2:00:00:0x), IP too; and
+    // a socket may be bound to a port. Neither crosses the bridge device, where the wire judges.
+    let is_member = matches!(known, Some(interface) if interface.flags & Interface::MEMBER != 0);
+    if (known.is_some() && !is_member) || !is_ours(context) {
         return PASS;
     }
     let Some(generation) = Generation::current() else { return DROP };
-    if !generation.judges() {
+    if !generation.judges() || (is_member && !generation.flags.has(SlotFlags::CONTAINER_HOST)) {
         return PASS;
     }
     let dropped = generation.enforces(direction);

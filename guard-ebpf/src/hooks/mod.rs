@@ -2,6 +2,7 @@
 
 mod backstop;
 mod clock;
+mod host;
 mod processes;
 mod seal;
 mod seal_bpf;

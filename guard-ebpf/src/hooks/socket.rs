@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use guard_common::{
     Direction, Verdict,
-    abi::{EventKind, Features, Flow, FlowKeyV4, FlowKeyV6},
+    abi::{EventKind, Features, Flow, FlowKeyV4, FlowKeyV6, Near, SlotFlags},
     decide::{Decision, Question, Subject, decide},
 };
 
@@ -99,7 +99,7 @@ fn judge(context: &SockAddrContext, call: Call, ipv6: bool, remote: [u32; 4]) ->
     }
     let Some(generation) = Generation::current() else { return REFUSE };
     let Some(protocol) = protocol(raw) else { return PASS };
-    if stays_here(ipv6, remote) || near(ipv6, remote) {
+    if stays_here(ipv6, remote) || near(ipv6, remote, &generation) {
         return PASS;
     }
     // SAFETY: the helper takes this program type's context.
@@ -169,14 +169,18 @@ fn stays_here(ipv6: bool, remote: [u32; 4]) -> bool {
     }
 }
 
-/// Whether the way there crosses no guarded interface.
+/// Whether nothing on the way there is judged by this generation.
 #[inline(always)]
-fn near(ipv6: bool, remote: [u32; 4]) -> bool {
-    if ipv6 {
+fn near(ipv6: bool, remote: [u32; 4], generation: &Generation) -> bool {
+    let near = if ipv6 {
         let address = [remote[0].to_be(), remote[1].to_be(), remote[2].to_be(), remote[3].to_be()];
-        NEAR_V6.get(&Key::new(128, address)).is_some()
+        NEAR_V6.get(&Key::new(128, address))
     } else {
-        NEAR_V4.get(&Key::new(32, remote[0].to_be())).is_some()
+        NEAR_V4.get(&Key::new(32, remote[0].to_be()))
+    };
+    match near {
+        Some(near) => *near != Near::MEMBERS || !generation.flags.has(SlotFlags::CONTAINER_HOST),
+        None => false,
     }
 }
 

@@ -27,54 +27,71 @@ use crate::{
         judge_without_flow, parse_essential, parse_headers, parse_nonlinear, place_v4, place_v6, report, settle_v4,
         settle_v6, share_answer,
     },
-    record::{count, count_index},
+    record::{count, count_host_side, count_index},
     reject::{is_from_behind, is_own_answer, reject_v4, reject_v6},
     short, skb,
 };
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` for clsact: later programs run, and none means pass.
-const NEXT: i32 = -1;
+pub const NEXT: i32 = -1;
 /// `TCX_DROP`, `TC_ACT_SHOT`.
 const SHOT: i32 = 2;
 
-const ETHERNET: u32 = 1;
+pub const ETHERNET: u32 = 1;
 const ETHERNET_BYTES: u32 = 14;
 const NO_HEADER: u32 = 0;
 
 #[classifier]
 pub fn wire_ingress(context: TcContext) -> i32 {
-    wire(context.skb.skb, Direction::Inbound, ETHERNET)
+    uplink(context.skb.skb, Direction::Inbound, ETHERNET)
 }
 
 #[classifier]
 pub fn wire_egress(context: TcContext) -> i32 {
-    wire(context.skb.skb, Direction::Outbound, ETHERNET)
+    uplink(context.skb.skb, Direction::Outbound, ETHERNET)
 }
 
 #[classifier]
 pub fn wire_ingress_l3(context: TcContext) -> i32 {
-    wire(context.skb.skb, Direction::Inbound, NO_HEADER)
+    uplink(context.skb.skb, Direction::Inbound, NO_HEADER)
 }
 
 #[classifier]
 pub fn wire_egress_l3(context: TcContext) -> i32 {
-    wire(context.skb.skb, Direction::Outbound, NO_HEADER)
+    uplink(context.skb.skb, Direction::Outbound, NO_HEADER)
 }
 
 #[inline(always)]
-fn wire(skb: *mut __sk_buff, direction: Direction, link: u32) -> i32 {
+fn uplink(skb: *mut __sk_buff, direction: Direction, link: u32) -> i32 {
     let Some(generation) = Generation::current() else { return fault(direction) };
     if matches!(direction, Direction::Inbound) && is_own_answer(skb) {
         return NEXT;
     }
+    wire(skb, direction, link, Side::Uplink, &generation)
+}
+
+/// Where a program stands. Known when compiled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Where frames leave this host.
+    Uplink,
+    /// Between this host and those behind it ([`super::host`]).
+    Host,
+}
+
+#[inline(always)]
+pub fn wire(skb: *mut __sk_buff, direction: Direction, link: u32, side: Side, generation: &Generation) -> i32 {
     let kind = if link == NO_HEADER { Link::None } else { Link::Ethernet };
-    let (known, packets, bytes) = short::judge(skb, direction, kind, &generation);
+    let (known, packets, bytes) = short::judge(skb, direction, kind, generation);
     if let Short::Settled(judgement) = known {
         count(judgement.outcome.reason(), direction, judgement.dropped, packets.into(), bytes.into());
-        return if judgement.dropped { deny(skb, direction, link, &generation) } else { NEXT };
+        if side == Side::Host {
+            count_host_side(direction, judgement.dropped, packets);
+        }
+        return if judgement.dropped { deny(skb, direction, link, side, generation) } else { NEXT };
     }
     let Some(hand) = Hand::get() else { return fault(direction) };
-    hand.begin(direction, skb::ifindex(skb), &generation);
+    hand.begin(direction, skb::ifindex(skb), generation);
     if known == Short::Absent {
         hand.set_absent();
     }
@@ -94,6 +111,9 @@ fn wire(skb: *mut __sk_buff, direction: Direction, link: u32) -> i32 {
         return fault(direction);
     }
     count_index(hand.counter_index(), hand.packets.into(), hand.bytes.into());
+    if side == Side::Host {
+        count_host_side(direction, hand.dropped != 0, hand.packets);
+    }
     if hand.ring | hand.decided != 0 {
         // SAFETY: as above.
         unsafe { report(skb) };
@@ -102,13 +122,14 @@ fn wire(skb: *mut __sk_buff, direction: Direction, link: u32) -> i32 {
         // SAFETY: as above.
         unsafe { share_answer(skb) };
     }
-    if hand.dropped != 0 { deny(skb, direction, link, &generation) } else { NEXT }
+    if hand.dropped != 0 { deny(skb, direction, link, side, generation) } else { NEXT }
 }
 
 /// Drops it, or sends back an answer in its place.
 #[inline(always)]
-fn deny(skb: *mut __sk_buff, direction: Direction, link: u32, generation: &Generation) -> i32 {
+fn deny(skb: *mut __sk_buff, direction: Direction, link: u32, side: Side, generation: &Generation) -> i32 {
     if matches!(direction, Direction::Inbound)
+        || side == Side::Host
         || !generation.flags.has(SlotFlags::REJECT_OUTBOUND)
         || !is_from_behind(skb)
     {
@@ -132,7 +153,7 @@ fn deny(skb: *mut __sk_buff, direction: Direction, link: u32, generation: &Gener
 
 /// What cannot be, and is denied.
 #[inline(always)]
-fn fault(direction: Direction) -> i32 {
+pub fn fault(direction: Direction) -> i32 {
     count(Reason::TableFault, direction, true, 1, 0);
     drop_verdict(direction)
 }

@@ -9,7 +9,7 @@ use super::{ByArgs, Exit, Global, InstanceArgs, output};
 use crate::{
     daemon::{
         attached::{self, Kernel, StartOptions},
-        change::{self, Change, Changed, audited},
+        change::{self, Change, Changed, JudgedSet, audited},
         control::server,
         engine::Engine,
         kept, round,
@@ -255,15 +255,13 @@ fn options(args: &RunArgs) -> StartOptions {
 
 fn dry_run(args: &RunArgs, change: &Change<'_>, global: &Global) -> anyhow::Result<Exit> {
     let instance = &args.instance.instance;
-    let (generation, guarded, tables) = match attached::open(instance)? {
+    let (generation, interfaces, tables) = match attached::open(instance)? {
         Some(kernel) => {
             let engine: &dyn Engine = &kernel;
             (engine.next_generation()?, engine.interfaces()?, engine.flows()?)
         }
         None => (1, attached::preview(&options(args))?, Vec::new()),
     };
-    let guarded: std::collections::HashSet<u32> =
-        guarded.iter().filter(|line| line.guarded).map(|line| line.index).collect();
     let picture = Picture::read()?;
     let mut change = change.clone();
     if let Ok(state) = StateDir::open(&args.instance.state_dir()) {
@@ -271,7 +269,8 @@ fn dry_run(args: &RunArgs, change: &Change<'_>, global: &Global) -> anyhow::Resu
     }
     let change = &change;
     let policy = change.composed();
-    let examined = change::examine(&policy, generation, &picture, &|index| guarded.contains(&index), tables)?;
+    let examined = JudgedSet::of(&interfaces, &policy)
+        .with(|judged| change::examine(&policy, generation, &picture, judged, tables))?;
     let changed = Changed::dry(&policy, generation, examined.impact);
     let refusal = change::permit(change, &changed).err();
     if global.json {
@@ -297,10 +296,10 @@ fn put_in_force(
     let fresh = attached::open_for_start(instance)?.is_none();
     if fresh {
         // A refusal should find nothing attached yet.
-        let guarded: std::collections::HashSet<u32> =
-            attached::preview(options)?.iter().filter(|line| line.guarded).map(|line| line.index).collect();
         let policy = change.composed();
-        let examined = change::examine(&policy, 1, &Picture::read()?, &|index| guarded.contains(&index), Vec::new())?;
+        let picture = Picture::read()?;
+        let examined = JudgedSet::of(&attached::preview(options)?, &policy)
+            .with(|judged| change::examine(&policy, 1, &picture, judged, Vec::new()))?;
         change::permit(change, &Changed::dry(&policy, 1, examined.impact))?;
     }
     let mut kernel = attached::start(instance, options)?;

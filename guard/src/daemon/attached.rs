@@ -10,6 +10,7 @@ use super::{engine::Engine, report::InterfaceLine, round, state_dir::StateDir};
 use crate::{
     host::firewalls::{self, OtherFirewall},
     kernel::{self, KernelError, Options, Place, Selection},
+    policy::model::ContainerHost,
 };
 
 /// An instance that is attached.
@@ -105,8 +106,10 @@ pub fn start(instance: &str, options: &StartOptions) -> Result<Kernel, KernelErr
 
 /// What would be guarded, were it started now. Attaches nothing.
 pub fn preview(options: &StartOptions) -> Result<Vec<InterfaceLine>, KernelError> {
-    let lines = kernel::preview(&options.selection())?.into_iter().map(|(device, why)| InterfaceLine {
+    let (decided, sides) = kernel::preview(&options.selection())?;
+    let lines = decided.into_iter().map(|(device, why)| InterfaceLine {
         guarded: why.guarded(),
+        container_host: sides.contains(&device.index).then_some(ContainerHost::Ignore),
         name: device.name,
         index: device.index,
         why: why.as_str().to_owned(),

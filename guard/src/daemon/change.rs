@@ -18,17 +18,22 @@ use super::{
     engine::{Engine, ReadBack},
     impact::{Candidate, Impact, assess},
     kept::last_exception,
+    report::InterfaceLine,
     state_dir::{Kept, Manifest, StateDir, StateError},
     way_back::{CutsSession, Within, spare_session},
 };
 use crate::{
-    host::{held::HeldFlow, picture::Picture, session::Session},
+    host::{
+        held::HeldFlow,
+        picture::{Judged, Picture},
+        session::Session,
+    },
     journal::{self, Entry, Event},
     lockdown::mark::{Mark, Open, THIS_SESSION},
     policy::{
         compile::{Clocks, Compiled, compile},
         exceptions::{Exception, compose},
-        model::{Mode, Policy},
+        model::{ContainerHost, Mode, Policy},
     },
     record::{
         clock::{Clock, boot_now, unix_now},
@@ -147,19 +152,46 @@ pub fn clocks() -> Clocks {
     Clocks { unix_ns: unix_now(), boot_ns: boot_now() }
 }
 
-/// Decides all that the host holds. Changes nothing. `guarded`: whether an interface is; `tables`: flows already known.
+/// Where a policy judges.
+pub struct JudgedSet {
+    guarded: HashSet<u32>,
+    host_sides: HashSet<u32>,
+}
+
+impl JudgedSet {
+    #[must_use]
+    pub fn of(interfaces: &[InterfaceLine], policy: &Policy) -> Self {
+        let indices =
+            |which: &dyn Fn(&&InterfaceLine) -> bool| interfaces.iter().filter(which).map(|line| line.index).collect();
+        let guards = policy.container_host == ContainerHost::Guard;
+        Self {
+            guarded: indices(&|line| line.guarded),
+            host_sides: indices(&|line| guards && line.container_host.is_some()),
+        }
+    }
+
+    /// Calls with what [`examine`] takes.
+    pub fn with<T>(&self, call: impl FnOnce(Judged<'_>) -> T) -> T {
+        call(Judged {
+            guarded: &|index| self.guarded.contains(&index),
+            host_side: &|index| self.host_sides.contains(&index),
+        })
+    }
+}
+
+/// Decides all that the host holds. Changes nothing. `tables`: flows already known.
 pub fn examine(
     policy: &Policy,
     generation: u32,
     picture: &Picture,
-    guarded: &dyn Fn(u32) -> bool,
+    judged: Judged<'_>,
     tables: Vec<(Key, Flow)>,
 ) -> anyhow::Result<Examined> {
     let clocks = clocks();
     let compiled = compile(policy, clocks, generation)?;
-    let held = picture.held(guarded, tables);
+    let held = picture.held(judged, tables);
     let session = picture.session(&held);
-    let supposed = picture.supposed(&session, guarded);
+    let supposed = picture.supposed(&session, judged);
     let class = |index| {
         let name = nix::net::if_::if_indextoname(index).ok().and_then(|name| name.into_string().ok());
         name.map_or(0, |name| compiled.interface_class(&name))
@@ -203,13 +235,12 @@ pub fn change(
     }
     let generation = engine.next_generation()?;
     let interfaces = engine.interfaces()?;
-    let guarded: HashSet<u32> =
-        interfaces.iter().filter(|interface| interface.guarded).map(|interface| interface.index).collect();
     let known = engine.flows()?;
     let judged = known.iter().filter(|(_, flow)| flow.generation != 0);
     let in_tables: HashSet<Key> = judged.map(|(key, _)| *key).collect();
     let policy = change.composed();
-    let mut examined = examine(&policy, generation, picture, &|index| guarded.contains(&index), known)?;
+    let judged_at = JudgedSet::of(&interfaces, &policy);
+    let mut examined = judged_at.with(|judged| examine(&policy, generation, picture, judged, known))?;
     // A damaged one keeps no policy from being put in force: after a reboot the host would stay open.
     let active = state.manifest(Kept::Active).unwrap_or_else(|error| {
         eprintln!("notice: what was in force before is not known: {}", harmless(&error.to_string()));

@@ -178,6 +178,7 @@ pub fn policy_in(directory: &Path, name: &str, mode: Mode) -> (Policy, PathBuf) 
         essentials: Essentials::default(),
         lockdown: false,
         on_deny: Default::default(),
+        container_host: Default::default(),
         tests: Vec::new(),
     };
     (policy, file)

@@ -15,8 +15,9 @@ use super::{
 };
 use crate::{
     host::firewalls::OtherFirewall,
-    policy::model::{Policy, Rule},
+    policy::model::{ContainerHost, Policy, Rule},
     record::{clock::Clock, flow::Key},
+    text::harmless,
 };
 
 /// All that a report is made of.
@@ -96,6 +97,12 @@ pub fn report(sources: Sources<'_>) -> Report {
     let enforcing =
         |direction| force.is_some() && flags.enforces(direction) && wire(direction) && hooks_sound(Some(direction));
     let (inbound, outbound) = (enforcing(Direction::Inbound), enforcing(Direction::Outbound));
+    if force.is_some() && flags.has(SlotFlags::CONTAINER_HOST) {
+        let open = sources.interfaces.iter().filter(|line| line.container_host == Some(ContainerHost::Ignore));
+        problems.extend(open.map(|line| {
+            format!("{}: what passes there between containers and this host is not judged yet", harmless(&line.name))
+        }));
+    }
     if force.is_some() && !sources.interfaces.iter().any(|interface| interface.guarded) {
         problems.push("no interface is guarded: nothing that crosses this host's links is judged".to_owned());
     }
@@ -116,6 +123,10 @@ pub fn report(sources: Sources<'_>) -> Report {
         policy_sha256: sha256,
         policy_source: kept.map(|manifest| manifest.source.display().to_string()),
         since: kept.map(|manifest| seconds(manifest.published_ns())),
+        container_host: force.map(|_| match flags.has(SlotFlags::CONTAINER_HOST) {
+            true => ContainerHost::Guard,
+            false => ContainerHost::Ignore,
+        }),
         deadline: deadline(read, sources.clock),
         lockdown: kept.and_then(|manifest| manifest.lockdown.clone()),
         hooks: read.hooks.clone(),
@@ -298,7 +309,13 @@ mod tests {
             instance: "default",
             suffix: String::new(),
             read,
-            interfaces: vec![InterfaceLine { name: "eth0".to_owned(), index: 2, guarded: true, why: String::new() }],
+            interfaces: vec![InterfaceLine {
+                name: "eth0".to_owned(),
+                index: 2,
+                guarded: true,
+                why: String::new(),
+                container_host: None,
+            }],
             flows: &[],
             manifest: Some(&manifest),
             policy: None,

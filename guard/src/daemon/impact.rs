@@ -344,6 +344,7 @@ mod tests {
             essentials: Essentials::default(),
             lockdown: false,
             on_deny: Default::default(),
+            container_host: Default::default(),
             tests: Vec::new(),
         }
     }

@@ -5,7 +5,12 @@ mod screen;
 use serde::Serialize;
 
 use super::{control::DaemonStatus, difference::Gap};
-use crate::{host::firewalls::OtherFirewall, kernel::Feature, lockdown::mark::Mark, policy::exceptions::Exception};
+use crate::{
+    host::firewalls::OtherFirewall,
+    kernel::Feature,
+    lockdown::mark::Mark,
+    policy::{exceptions::Exception, model::ContainerHost},
+};
 
 pub use screen::{duration, thousands};
 
@@ -36,6 +41,8 @@ pub struct Report {
     pub exceptions: Vec<Exception>,
     /// Unix time in seconds since which this generation holds.
     pub since: Option<i64>,
+    /// Whether what passes between this host and the containers and VMs on its bridges is judged; `None`: no policy.
+    pub container_host: Option<ContainerHost>,
     pub deadline: Option<Deadline>,
     /// A lockdown holds.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,6 +105,8 @@ pub struct InterfaceLine {
     pub guarded: bool,
     /// Why it is guarded, or why not.
     pub why: String,
+    /// Containers or VMs are behind it: whether what passes there between them and this host is judged; `None` elsewhere.
+    pub container_host: Option<ContainerHost>,
 }
 
 /// What containers, and others behind this host, were told of denied packets (`on_deny`); counts of packets.

@@ -7,6 +7,7 @@ use super::{
     difference::{Counted, Difference, Gap, Kind},
     report::InterfaceLine,
 };
+use crate::policy::model::ContainerHost;
 
 /// A difference that is not seen for so long is over, in microseconds: what went round the wire may pause.
 const QUIET: i64 = 3_000_000;
@@ -194,7 +195,11 @@ impl Watch {
     pub fn interfaces_changed(&mut self, lines: Vec<InterfaceLine>) -> Vec<Difference> {
         let now: BTreeMap<u32, InterfaceLine> = lines.into_iter().map(|line| (line.index, line)).collect();
         let Some(before) = self.interfaces.replace(now.clone()) else { return Vec::new() };
-        let judged = |line: &InterfaceLine| if line.guarded { "guarded" } else { "NOT judged" };
+        let judged = |line: &InterfaceLine| match (line.guarded, line.container_host) {
+            (true, _) => "guarded",
+            (false, Some(ContainerHost::Guard)) => "judged between containers and this host",
+            (false, _) => "NOT judged",
+        };
         let mut all = Vec::new();
         for (index, line) in &now {
             let what = match before.get(index) {
@@ -369,8 +374,13 @@ mod tests {
 
     #[test]
     fn interfaces_that_come_go_and_change_are_told() {
-        let line =
-            |index, name: &str, guarded| InterfaceLine { index, name: name.to_owned(), guarded, why: "why".to_owned() };
+        let line = |index, name: &str, guarded| InterfaceLine {
+            index,
+            name: name.to_owned(),
+            guarded,
+            why: "why".to_owned(),
+            container_host: None,
+        };
         let mut watch = Watch::default();
         assert!(watch.interfaces_changed(vec![line(1, "lo", false), line(2, "eth0", true)]).is_empty());
         let told: Vec<String> = watch

@@ -26,7 +26,8 @@ struct Sign {
 
 const CONTAINERS: &str = "what containers send is judged where it leaves this host, as the host's own; what comes in to a \
                           published port is judged as the host's port, before it is translated; containers among each \
-                          other and with this host are not judged, unless their interfaces are named by --interface";
+                          other are not judged, unless their interfaces are named by --interface; with this host they are \
+                          where the policy has `container_host: guard`";
 const PODS: &str = "pods are judged where their frames leave this node; addresses of services are translated before that, \
                     so rules name the addresses of pods and nodes, not of services; list the node's own needs (API \
                     server, DNS, the overlay's port) before you enforce";

@@ -88,7 +88,7 @@ pub fn examine() -> anyhow::Result<Examination> {
         checks.extend(cgroups());
     }
     checks.push(state_directory(Path::new(DEFAULT_ROOT)));
-    let devices = kernel::preview(&kernel::Selection::default())?;
+    let (devices, _) = kernel::preview(&kernel::Selection::default())?;
     let interfaces: Vec<Interface> = devices
         .into_iter()
         .map(|(device, why)| Interface { name: device.name, guarded: why.guarded(), why: why.as_str() })

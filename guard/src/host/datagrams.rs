@@ -92,7 +92,7 @@ mod tests {
         let sockets = Sockets { all, ..Sockets::default() };
         let mosh = Process { pid: 10, comm: "mosh-server".into(), sockets: vec![1], ..Process::default() };
         let own = HashSet::from(["192.0.2.1".parse().unwrap()]);
-        let network = Network { own: &own, guarded: &|index| index == 7 };
+        let network = Network { own: &own, guarded: &|index| index == 7, host_side: &|_| false };
         let list = [
             tracked(["198.51.100.7:4000", "192.0.2.1:60001"], ["192.0.2.1:60001", "198.51.100.7:4000"]),
             // Sent to a port that is forwarded to mosh's, as it looks on the wire.

@@ -90,6 +90,8 @@ pub struct Network<'a> {
     pub own: &'a HashSet<IpAddr>,
     /// Whether the wire layer judges what crosses the interface with this index.
     pub guarded: &'a dyn Fn(u32) -> bool,
+    /// The same, but only between this host and those behind it: what is forwarded there is not judged.
+    pub host_side: &'a dyn Fn(u32) -> bool,
 }
 
 /// Flows of sockets. A connected UDP or raw socket is a flow; an unconnected one does not know its peers.
@@ -144,6 +146,11 @@ pub fn of_conntrack(tracked: &[Tracked], network: &Network<'_>, routes: &mut Rou
         ];
         for (direction, remote, local) in sides {
             let Some(interface) = leaves_by(remote.ip(), 0, network, routes) else { continue };
+            // Towards those behind this host only what bears an address of ours there: a published port that one of them asks
+            // for.
+            if interface.is_some_and(|index| !(network.guarded)(index)) && !ours(local.ip()) {
+                continue;
+            }
             // Connection tracking keeps the identifier of an ICMP query at its source, the service at its
             // destination; the reply's own type would stand there on the way back.
             let (remote, local) = match (flow.protocol, direction) {
@@ -301,7 +308,7 @@ pub(super) fn leaves_by(remote: IpAddr, bound: u32, network: &Network<'_>, route
     let way = if bound != 0 { Way::Interface(bound) } else { routes.to(remote) };
     match way {
         Way::Local => None,
-        Way::Interface(index) => (network.guarded)(index).then_some(Some(index)),
+        Way::Interface(index) => ((network.guarded)(index) || (network.host_side)(index)).then_some(Some(index)),
         Way::None => Some(None),
     }
 }
@@ -338,7 +345,7 @@ mod tests {
     }
 
     fn network(own: &HashSet<IpAddr>) -> Network<'_> {
-        Network { own, guarded: &|index| index == 7 }
+        Network { own, guarded: &|index| index == 7, host_side: &|index| index == 8 }
     }
 
     #[test]
@@ -405,7 +412,7 @@ mod tests {
         };
         // Without routes in this test's namespace both sides count as unknown, which is judged.
         let mut routes = Routes::default();
-        let everywhere = Network { own: &own, guarded: &|_| true };
+        let everywhere = Network { own: &own, guarded: &|_| true, host_side: &|_| false };
         let flows = of_conntrack(&[tracked], &everywhere, &mut routes);
         let spoken: Vec<String> = flows.iter().map(|flow| flow.key.spoken(flow.direction)).collect();
         assert_eq!(spoken, ["in tcp 10.0.0.2 -> 443", "out tcp 203.0.113.9:443"]);

@@ -59,8 +59,8 @@ impl Picture {
     }
 
     /// The flows that cross a guarded interface. `tables`: what guard's own tables hold.
-    pub fn held(&self, guarded: &dyn Fn(u32) -> bool, tables: Vec<(Key, Flow)>) -> Vec<HeldFlow> {
-        let network = Network { own: &self.own, guarded };
+    pub fn held(&self, judged: Judged<'_>, tables: Vec<(Key, Flow)>) -> Vec<HeldFlow> {
+        let network = judged.network(&self.own);
         let mut routes = Routes::default();
         let of_sockets = held::of_sockets(&self.sockets, &self.processes, &network, &mut routes);
         // What was only tracked so far has the direction of whichever packet came first; a socket knows better.
@@ -74,8 +74,8 @@ impl Picture {
 
     /// Flows of the session's carriers that no list has, as they must be: they are only asked about, never adopted.
     #[must_use]
-    pub fn supposed(&self, session: &Session, guarded: &dyn Fn(u32) -> bool) -> Vec<HeldFlow> {
-        let network = Network { own: &self.own, guarded };
+    pub fn supposed(&self, session: &Session, judged: Judged<'_>) -> Vec<HeldFlow> {
+        let network = judged.network(&self.own);
         let mut routes = Routes::default();
         let unknown = session.carriers.iter().filter(|carrier| carrier.found == Found::MoshLogin);
         unknown
@@ -108,6 +108,25 @@ impl Picture {
             ssh_connection: &started_with,
         };
         session::find(&host, std::process::id(), std::env::var("SSH_CONNECTION").ok().as_deref())
+    }
+}
+
+/// Which interfaces are judged, by index.
+#[derive(Clone, Copy)]
+pub struct Judged<'a> {
+    pub guarded: &'a dyn Fn(u32) -> bool,
+    /// As [`Network::host_side`].
+    pub host_side: &'a dyn Fn(u32) -> bool,
+}
+
+impl<'a> Judged<'a> {
+    /// No host's side of a bridge.
+    pub const fn guarded(guarded: &'a dyn Fn(u32) -> bool) -> Self {
+        Self { guarded, host_side: &|_| false }
+    }
+
+    const fn network(self, own: &'a HashSet<IpAddr>) -> Network<'a> {
+        Network { own, guarded: self.guarded, host_side: self.host_side }
     }
 }
 

@@ -9,7 +9,7 @@ use aya::programs::{
     SchedClassifier, TcAttachType,
     tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
 };
-use guard_common::Direction;
+use guard_common::{Direction, abi::Interface};
 
 use super::{
     KernelError,
@@ -24,6 +24,8 @@ use super::{
 pub enum At {
     /// tcx or clsact, of each guarded interface.
     Wire(Direction),
+    /// The same, of the host's side of each bridge with containers or VMs.
+    Host(Direction),
     /// Each guarded interface.
     Xdp,
     /// `BPF_CGROUP_*`, of the instance's cgroup.
@@ -57,6 +59,8 @@ const fn wire(program: &'static str, l3: &'static str, direction: Direction, nam
 pub const HOOKS: &[Hook] = &[
     wire("wire_ingress", "wire_ingress_l3", Direction::Inbound, "ingress"),
     wire("wire_egress", "wire_egress_l3", Direction::Outbound, "egress"),
+    hook("host_ingress", "wire", At::Host(Direction::Inbound), "ingress"),
+    hook("host_egress", "wire", At::Host(Direction::Outbound), "egress"),
     hook("shield", "shield", At::Xdp, "xdp"),
     hook("connect4", "socket", At::Cgroup(10), "cgroup connect4"),
     hook("connect6", "socket", At::Cgroup(11), "cgroup connect6"),
@@ -96,7 +100,7 @@ impl Hook {
     pub fn pin_name(&self, interface: u32) -> String {
         match self.at {
             At::Cgroup(_) | At::Function => self.program.to_owned(),
-            At::Wire(_) | At::Xdp => format!("{}_{interface}", self.program),
+            At::Wire(_) | At::Host(_) | At::Xdp => format!("{}_{interface}", self.program),
         }
     }
 
@@ -104,7 +108,7 @@ impl Hook {
     #[must_use]
     pub const fn attach_type(&self) -> u32 {
         match self.at {
-            At::Wire(direction) => TCX_INGRESS + direction as u32,
+            At::Wire(direction) | At::Host(direction) => TCX_INGRESS + direction as u32,
             At::Xdp => XDP,
             At::Cgroup(kind) => kind,
             At::Function => sys::MODIFY_RETURN,
@@ -114,7 +118,23 @@ impl Hook {
     /// Of an interface; else there is one of it an instance.
     #[must_use]
     pub const fn of_interface(&self) -> bool {
-        matches!(self.at, At::Wire(_) | At::Xdp)
+        matches!(self.at, At::Wire(_) | At::Host(_) | At::Xdp)
+    }
+
+    /// At tc: its direction.
+    #[must_use]
+    pub const fn at_tc(&self) -> Option<Direction> {
+        match self.at {
+            At::Wire(direction) | At::Host(direction) => Some(direction),
+            At::Xdp | At::Cgroup(_) | At::Function => None,
+        }
+    }
+
+    /// Whether it has its place on an interface that the programs were told this of.
+    #[must_use]
+    pub const fn belongs_on(&self, flags: u32) -> bool {
+        let which = if matches!(self.at, At::Host(_)) { Interface::HOST_SIDE } else { Interface::GUARDED };
+        self.of_interface() && flags & which != 0
     }
 }
 
@@ -137,7 +157,7 @@ pub fn attach_link(
             sys::link_create(program, cgroup.as_raw_fd() as u32, kind, 0)
         }
         At::Function => sys::attach_to_function(program),
-        At::Wire(_) => sys::link_create(program, interface, hook.attach_type(), LINK_FIRST),
+        At::Wire(_) | At::Host(_) => sys::link_create(program, interface, hook.attach_type(), LINK_FIRST),
         At::Xdp => sys::link_create(program, interface, XDP, XDP_NATIVE)
             .or_else(|_| sys::link_create(program, interface, XDP, XDP_GENERIC)),
     }
@@ -194,6 +214,6 @@ pub fn target(settings: &Settings, hook: &Hook, interface: u32) -> String {
     match hook.at {
         At::Function if sealing::is_of_bpf(hook.program) => "this machine".to_owned(),
         At::Cgroup(_) | At::Function => format!("cgroup {}", settings.cgroup.display()),
-        At::Wire(_) | At::Xdp => format!("interface {interface}"),
+        At::Wire(_) | At::Host(_) | At::Xdp => format!("interface {interface}"),
     }
 }

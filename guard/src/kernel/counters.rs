@@ -60,6 +60,22 @@ impl Instance {
         }))
     }
 
+    /// Of [`Self::counters`], by direction, the packets between this host and those behind it; outbound those let out.
+    pub fn host_side_packets(&self) -> Result<[u64; 2], KernelError> {
+        let mut packets = [0; 2];
+        // One that an older guard began has no such map.
+        if !self.maps.contains_key("HOST_SIDE") {
+            return Ok(packets);
+        }
+        let (map, cpus) = (self.map("HOST_SIDE")?, cpus()?);
+        for (index, sum) in (0..).zip(&mut packets) {
+            let values =
+                sys::lookup_per_cpu::<u64>(map, index, cpus).map_err(KernelError::call("cannot read HOST_SIDE"))?;
+            *sum = values.iter().sum();
+        }
+        Ok(packets)
+    }
+
     /// How many flows each rule of a slot's generation decided, by rule number. Empty for an empty slot.
     pub fn rule_flows(&self, slot: Slot) -> Result<Vec<u64>, KernelError> {
         if slot == Slot::NONE {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, os::fd::BorrowedFd, path::Path, time::Duration};
 
 use guard_common::{
-    abi::{Event, Flow, Owner, Slot, State, StateWord},
+    abi::{Event, Flow, Interface, Owner, Slot, SlotFlags, State, StateWord},
     decide::Outcome,
 };
 
@@ -15,7 +15,7 @@ use crate::{
         report::{Hook, InterfaceLine},
     },
     host::translation,
-    policy::compile::Compiled,
+    policy::{compile::Compiled, model::ContainerHost},
     record::{flow::Key, sweep::Now},
     text::harmless,
 };
@@ -122,13 +122,24 @@ impl Engine for Instance {
 
     fn interfaces(&self) -> anyhow::Result<Vec<InterfaceLine>> {
         let told = self.told()?;
+        let sides = self.host_sides()?;
+        let state = self.state.read();
+        let judging = state.slots[usize::from(state.word.effective_slot(sys::boot_ns()).0 & 3)].flags;
+        let asked_for = judging.has(SlotFlags::CONTAINER_HOST);
         let lines = self.decided()?.into_iter().map(|(device, why)| InterfaceLine {
-            guarded: told
-                .get(&device.index)
-                .is_some_and(|interface| interface.flags & guard_common::abi::Interface::GUARDED != 0),
+            container_host: sides.get(&device.index).map(|is_told| match asked_for && *is_told {
+                true => ContainerHost::Guard,
+                false => ContainerHost::Ignore,
+            }),
+            guarded: told.get(&device.index).is_some_and(|interface| interface.flags & Interface::GUARDED != 0),
             name: device.name,
             index: device.index,
-            why: why.as_str().to_owned(),
+            why: match told.get(&device.index) {
+                Some(told) if told.flags & Interface::MEMBER != 0 && asked_for => {
+                    "containers or VMs with each other; with this host, judged on its bridge".to_owned()
+                }
+                _ => why.as_str().to_owned(),
+            },
         });
         Ok(lines.collect())
     }

@@ -113,7 +113,7 @@ pub struct Beside {
 /// Of every interface that would be guarded by default. What guard itself has attached is there too, by its names.
 pub fn beside() -> Result<Vec<Beside>, super::KernelError> {
     let mut found = Vec::new();
-    for (device, why) in super::preview(&interfaces::Selection::default())? {
+    for (device, why) in super::preview(&interfaces::Selection::default())?.0 {
         if !why.guarded() {
             continue;
         }

@@ -6,7 +6,7 @@ mod devices;
 pub(super) use devices::keys;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
@@ -22,7 +22,7 @@ use super::{
     features,
     interfaces::{self, Device, Selection, Selector, Why},
     load::{self, Programs},
-    near::{self, Near},
+    near::{self, Judged, Near},
     pins::{Pins, pin_over},
     publish::{self, Outer, StateMap},
     release, sealing,
@@ -254,6 +254,10 @@ impl Instance {
         // Who looks at the interfaces from now on finds the patterns there.
         settings::write(self.map(META)?, 1 + u32::from(slot.0), &published, &self.pins.map(META))?;
         self.write_classes(usize::from(slot.0), &published)?;
+        if self.wants_host_sides() && !self.seen.host_sides {
+            // Before it judges. One that cannot be attached to leaves the old policy in force.
+            self.look_at_interfaces()?;
+        }
         self.tell_seal()?;
         publish::flip(&self.state, slot, within)
     }
@@ -288,36 +292,55 @@ impl Instance {
         Ok(entries.into_iter().collect())
     }
 
-    /// Attaches what is missing on an interface.
+    /// Attaches what is missing on an interface that is to be guarded.
     pub(super) fn attach_wire(&mut self, device: &Device) -> Result<(), KernelError> {
-        if !self.settings.offers.tcx {
-            self.attach_filters(device)?;
+        self.attach_hooks(device, Interface::GUARDED)
+    }
+
+    /// The same, of the host's side of a bridge.
+    pub(super) fn attach_host_side(&mut self, device: &Device) -> Result<(), KernelError> {
+        self.attach_hooks(device, Interface::HOST_SIDE)
+    }
+
+    fn attach_hooks(&mut self, device: &Device, flags: u32) -> Result<(), KernelError> {
+        let tcx = self.settings.offers.tcx;
+        if !tcx {
+            self.attach_filters(device, flags)?;
         }
-        for hook in HOOKS {
-            let wanted = match hook.at {
-                At::Wire(_) => self.settings.offers.tcx,
-                At::Xdp => true,
-                At::Cgroup(_) | At::Function => false,
-            };
-            let name = hook.pin_name(device.index);
-            if wanted && !self.holds(&name) && self.has(hook.program_for(device.ethernet))? {
+        for hook in HOOKS.iter().filter(|hook| hook.belongs_on(flags) && (tcx || hook.at_tc().is_none())) {
+            if !self.holds(&hook.pin_name(device.index)) && self.has(hook.program_for(device.ethernet))? {
                 self.attach(hook, device.index, device.ethernet)?;
             }
         }
         Ok(())
     }
 
+    /// Takes the host's side of a bridge out again.
+    pub(super) fn detach_host_side(&mut self, device: &Device) -> Result<(), KernelError> {
+        for hook in HOOKS {
+            let At::Host(direction) = hook.at else { continue };
+            // Where the wire's own stands by now, it took this one's place.
+            if !self.settings.offers.tcx
+                && super::filters::is_first(device.index, direction, &self.tag_of(hook.program))?
+            {
+                attach::detach_filter(direction, &device.name);
+            }
+            self.drop_link(&hook.pin_name(device.index))?;
+        }
+        Ok(())
+    }
+
     /// Whether a program is loaded; one that only some interfaces need is loaded now.
     fn has(&mut self, program: &str) -> Result<bool, KernelError> {
-        if !self.programs.contains_key(program) && program.ends_with("_l3") {
+        if !self.programs.contains_key(program) && settings::is_for_some(program) {
             self.load_again(program)?;
         }
         Ok(self.programs.contains_key(program))
     }
 
-    fn attach_filters(&mut self, device: &Device) -> Result<(), KernelError> {
-        for hook in HOOKS {
-            let At::Wire(direction) = hook.at else { continue };
+    fn attach_filters(&mut self, device: &Device, flags: u32) -> Result<(), KernelError> {
+        for hook in HOOKS.iter().filter(|hook| hook.belongs_on(flags)) {
+            let Some(direction) = hook.at_tc() else { continue };
             let program = hook.program_for(device.ethernet);
             if self.has(program)? && !super::filters::is_first(device.index, direction, &self.tag_of(program))? {
                 attach::attach_filter(&self.pins, program, direction, &device.name)?;
@@ -404,18 +427,16 @@ impl Instance {
     }
 }
 
-/// What would be guarded, were an instance started now with this selection. Attaches nothing.
-pub fn preview(selection: &Selection) -> Result<Vec<(Device, Why)>, KernelError> {
+/// Interfaces, each with what is decided about it.
+pub type Decided = Vec<(Device, Why)>;
+
+/// What would be guarded, were an instance started now with this selection, and where containers or VMs would be behind this
+/// host ([`Instance::host_sides`]). Attaches nothing.
+pub fn preview(selection: &Selection) -> Result<(Decided, BTreeSet<u32>), KernelError> {
     let selector = Selector::new(selection)?;
-    let mut decided: Vec<(Device, Why)> = interfaces::devices()?
-        .into_values()
-        .map(|device| {
-            let why = selector.decide(&device, None);
-            (device, why)
-        })
-        .collect();
-    decided.sort_by_key(|(device, _)| device.index);
-    Ok(decided)
+    let (devices, told) = (interfaces::devices()?, BTreeMap::new());
+    let sides = devices::host_sides(&selector, &devices, &told);
+    Ok((devices::decided(&selector, devices, &told), sides))
 }
 
 fn cgroup_hooks() -> impl Iterator<Item = &'static Hook> {

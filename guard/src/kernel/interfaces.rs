@@ -183,6 +183,31 @@ fn by_nature(device: &Device, left_out_before: bool) -> Why {
     }
 }
 
+/// Whether containers or VMs are behind it, so that what passes there between them and this host can be judged
+/// (`container_host`): a bridge, or a veth or tap that is no bridge's port. Not where it is guarded itself; nor a bridge with a
+/// port that is, such as one that holds this host's own link: what passes that port is judged there.
+#[must_use]
+pub fn is_host_side(
+    device: &Device,
+    why: Why,
+    before: Option<&Interface>,
+    devices: &HashMap<u32, Device>,
+    guarded: &dyn Fn(&Device) -> bool,
+) -> bool {
+    if why.guarded() || !device.ethernet || !matches!(why, Why::Stacked | Why::Port | Why::NotNamed) {
+        return false;
+    }
+    match device.kind.as_str() {
+        // What it was stays so: whoever puts a link into it must not open it.
+        "bridge" => {
+            before.is_some_and(|before| before.flags & Interface::HOST_SIDE != 0)
+                || !devices.values().any(|port| port.master == device.index && guarded(port))
+        }
+        "veth" | "tun" => device.master == 0,
+        _ => false,
+    }
+}
+
 /// What the programs need to know of a device; classes are the caller's. `guarded`: whether another one is to be.
 #[must_use]
 pub fn flags(device: &Device, why: Why, devices: &HashMap<u32, Device>, guarded: &dyn Fn(&Device) -> bool) -> u32 {
@@ -426,6 +451,39 @@ mod tests {
         };
         assert_eq!([1, 2, 3, 6].map(|index| carries(index, true)), [true, true, false, true]);
         assert!(!carries(1, false), "what is inside is judged by nobody");
+    }
+
+    #[test]
+    fn the_hosts_side_of_a_bridge() {
+        let bridge = Device { index: 3, ..device("bridge") };
+        let port = |index, kind: &str| Device { index, master: 3, port: true, ..device(kind) };
+        let sides = |ports: Vec<Device>, before: Option<Interface>| {
+            let devices: HashMap<u32, Device> =
+                ports.into_iter().chain([bridge.clone()]).map(|device| (device.index, device)).collect();
+            let guarded = |other: &Device| plain().decide(other, None).guarded();
+            let is = |device: &Device| {
+                is_host_side(device, plain().decide(device, None), before.as_ref(), &devices, &guarded)
+            };
+            let mut sides: Vec<u32> = devices.values().filter(|device| is(device)).map(|device| device.index).collect();
+            sides.sort_unstable();
+            sides
+        };
+        assert_eq!(sides(vec![], None), [3], "members come later");
+        assert_eq!(sides(vec![port(8, "veth"), port(9, "tun")], None), [3], "not its ports");
+        assert_eq!(sides(vec![port(8, "veth"), port(2, "")], None), [0; 0], "this host's own link is in it");
+        let before = Interface { flags: Interface::HOST_SIDE, ..Interface::default() };
+        assert_eq!(sides(vec![port(2, "")], Some(before)), [3], "put into it since");
+        assert_eq!(sides(vec![Device { index: 8, ..device("veth") }], None), [3], "that one is an uplink");
+        let others = Selector::new(&Selection { include: vec!["eth0".into()], ..Selection::default() }).unwrap();
+        let excluded = Selector::new(&Selection { exclude: vec!["*".into()], ..Selection::default() }).unwrap();
+        let is = |selector: &Selector, device: &Device| {
+            is_host_side(device, selector.decide(device, None), None, &HashMap::new(), &|_| false)
+        };
+        for end in [bridge.clone(), device("veth")] {
+            assert!(is(&others, &end), "{end:?}");
+            assert!(!is(&excluded, &end), "{end:?}");
+        }
+        assert!(!is(&others, &device("")) && !is(&others, &port(8, "veth")));
     }
 
     #[test]

@@ -2,52 +2,74 @@
 //! a host and its containers can talk.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     net::{Ipv4Addr, Ipv6Addr},
 };
 
+use guard_common::abi;
 use ipnet::{Ipv4Subnets, Ipv6Subnets};
 
 use super::{KernelError, interfaces::Device, sys::LpmKey};
 use crate::host::netlink::{attributes, dump, number};
 
-/// Prefixes of both families, for the programs' tries: addresses in network order.
+/// Prefixes of both families, for the programs' tries: addresses in network order, each with what it is near by
+/// ([`abi::Near`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Near {
-    pub v4: BTreeSet<LpmKey<u32>>,
-    pub v6: BTreeSet<LpmKey<[u32; 4]>>,
+    pub v4: BTreeMap<LpmKey<u32>, u8>,
+    pub v6: BTreeMap<LpmKey<[u32; 4]>, u8>,
 }
 
 /// Entries that the programs' tries have room for.
 pub const MOST: usize = 16_384;
 
-/// Reads this namespace's routes. `guarded`: whether the wire layer judges an interface; `None`: not known yet.
-pub fn near(devices: &HashMap<u32, Device>, guarded: &dyn Fn(u32) -> Option<bool>) -> Result<Near, KernelError> {
-    let far = |index: u32| crosses(devices, guarded, index, 8);
+/// How the wire layer stands to an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judged {
+    Guarded,
+    /// Under `container_host: guard`.
+    HostSide,
+    No,
+}
+
+/// Reads this namespace's routes. `judged` of an interface; `None`: not known yet.
+pub fn near(devices: &HashMap<u32, Device>, judged: &dyn Fn(u32) -> Option<Judged>) -> Result<Near, KernelError> {
+    let far = |index: u32| crosses(devices, &|index| judged(index).map(|judged| judged == Judged::Guarded), index, 8);
+    let far_or_members =
+        |index: u32| crosses(devices, &|index| judged(index).map(|judged| judged != Judged::No), index, 8);
     let (mut v4, mut v6) = (Routes::default(), Routes::default());
-    for (family, routes) in [(libc::AF_INET, &mut v4), (libc::AF_INET6, &mut v6)] {
+    let (mut always_v4, mut always_v6) = (Routes::default(), Routes::default());
+    for (family, routes, always) in
+        [(libc::AF_INET, &mut v4, &mut always_v4), (libc::AF_INET6, &mut v6, &mut always_v6)]
+    {
         let mut body = [0; 12];
         body[0] = family as u8;
         dump(ROUTE, GET_ROUTE, &body, |_, payload| {
             // A route that cannot be read is one that is not near: it is left out, and what lies in it is judged.
             let _ = routes.add(payload, family, &far);
+            let _ = always.add(payload, family, &far_or_members);
         })?;
     }
     let mut near = Near::default();
-    for (first, last) in v4.near(u128::from(u32::MAX)) {
-        for net in Ipv4Subnets::new(Ipv4Addr::from(first as u32), Ipv4Addr::from(last as u32), 0) {
-            let address = u32::from_ne_bytes(net.network().octets());
-            near.v4.insert(LpmKey { bits: net.prefix_len().into(), address });
+    // What is near always lies within what is near at least without members: the longest prefix says.
+    for (routes, how) in [(&v4, abi::Near::MEMBERS), (&always_v4, abi::Near::ALWAYS)] {
+        for (first, last) in routes.near(u128::from(u32::MAX)) {
+            for net in Ipv4Subnets::new(Ipv4Addr::from(first as u32), Ipv4Addr::from(last as u32), 0) {
+                let address = u32::from_ne_bytes(net.network().octets());
+                near.v4.insert(LpmKey { bits: net.prefix_len().into(), address }, how);
+            }
         }
     }
-    for (first, last) in v6.near(u128::MAX) {
-        for net in Ipv6Subnets::new(Ipv6Addr::from(first), Ipv6Addr::from(last), 0) {
-            let octets = net.network().octets();
-            let mut address = [0; 4];
-            for (word, octets) in address.iter_mut().zip(octets.as_chunks().0) {
-                *word = u32::from_ne_bytes(*octets);
+    for (routes, how) in [(&v6, abi::Near::MEMBERS), (&always_v6, abi::Near::ALWAYS)] {
+        for (first, last) in routes.near(u128::MAX) {
+            for net in Ipv6Subnets::new(Ipv6Addr::from(first), Ipv6Addr::from(last), 0) {
+                let octets = net.network().octets();
+                let mut address = [0; 4];
+                for (word, octets) in address.iter_mut().zip(octets.as_chunks().0) {
+                    *word = u32::from_ne_bytes(*octets);
+                }
+                near.v6.insert(LpmKey { bits: net.prefix_len().into(), address }, how);
             }
-            near.v6.insert(LpmKey { bits: net.prefix_len().into(), address });
         }
     }
     // More than fits: what is left out is judged, which may refuse what only stays among this host and its containers.

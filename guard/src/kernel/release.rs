@@ -2,10 +2,7 @@
 
 use std::{collections::HashMap, os::fd::AsFd};
 
-use guard_common::{
-    Direction,
-    abi::{self, StateWord},
-};
+use guard_common::abi::{self, StateWord};
 
 use super::{
     KernelError, Place, attach, filters, interfaces,
@@ -41,11 +38,10 @@ pub(super) fn tear_down(pins: &Pins) -> Result<(), KernelError> {
         && !settings.offers.tcx
     {
         for device in interfaces::devices()?.into_values() {
-            let own = [(Direction::Inbound, "wire_ingress"), (Direction::Outbound, "wire_egress")];
-            for (direction, program) in own {
-                let program = if device.ethernet { program.to_owned() } else { format!("{program}_l3") };
-                let tag = settings.programs.get(&program).cloned().unwrap_or_default();
-                if filters::filters(device.index, direction)?.iter().any(|filter| filter.tag == tag) {
+            for hook in attach::HOOKS {
+                let Some(direction) = hook.at_tc() else { continue };
+                let Some(tag) = settings.programs.get(hook.program_for(device.ethernet)) else { continue };
+                if filters::filters(device.index, direction)?.iter().any(|filter| filter.tag == *tag) {
                     attach::detach_filter(direction, &device.name);
                 }
             }

@@ -133,7 +133,11 @@ impl Instance {
         let devices = interfaces::devices()?;
         let Some(device) = devices.get(&status.interface) else { return Ok(false) };
         pin_over(self.programs[program].as_fd(), &self.pins.program(program))?;
-        self.attach_wire(device)?;
+        if program.starts_with("host_") {
+            self.attach_host_side(device)?;
+        } else {
+            self.attach_wire(device)?;
+        }
         // A filter of the same priority that was made later stands before ours, and there is none lower.
         Ok(self
             .hooks()?

@@ -101,7 +101,7 @@ impl Settings {
     #[must_use]
     pub fn needs(&self, program: &str) -> bool {
         match program {
-            "wire_ingress_l3" | "wire_egress_l3" => false,
+            _ if is_for_some(program) => false,
             // The daemon's own affair.
             "process_exec" | "process_fork" => false,
             "sockets_create" | "sockets_release" => !self.offers.netns_cookie_skb,
@@ -111,6 +111,12 @@ impl Settings {
             _ => true,
         }
     }
+}
+
+/// Of the wire's programs those that only some interfaces need: loaded when the first does.
+#[must_use]
+pub fn is_for_some(program: &str) -> bool {
+    matches!(program, "wire_ingress_l3" | "wire_egress_l3" | "host_ingress" | "host_egress")
 }
 
 /// What was published into a slot.

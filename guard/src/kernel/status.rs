@@ -132,20 +132,19 @@ impl Instance {
 
     fn look(&self) -> Result<(Vec<HookStatus>, Vec<Foreign>), KernelError> {
         let devices = interfaces::devices()?;
-        let guarded: Vec<u32> = self
-            .told()?
-            .into_iter()
-            .filter(|(_, interface)| interface.flags & guard_common::abi::Interface::GUARDED != 0)
-            .map(|(index, _)| index)
-            .collect();
+        let told = self.told()?;
         let maps = self.own_maps()?;
         let mut look = Look { instance: self, devices: &devices, maps, hooks: Vec::new(), foreign: Vec::new() };
         let wanted = |hook: &&Hook| self.settings.programs.contains_key(hook.program);
-        for index in guarded {
-            for hook in HOOKS.iter().filter(wanted).filter(|hook| hook.of_interface()) {
+        for (index, interface) in told {
+            let mut judged = false;
+            for hook in HOOKS.iter().filter(wanted).filter(|hook| hook.belongs_on(interface.flags)) {
                 look.interface(hook, index)?;
+                judged = true;
             }
-            look.beside(index)?;
+            if judged {
+                look.beside(index)?;
+            }
         }
         for hook in HOOKS.iter().filter(wanted).filter(|hook| matches!(hook.at, At::Cgroup(_))) {
             look.cgroup(hook);
@@ -181,7 +180,7 @@ impl Look<'_> {
                 (name, ids)
             }
             (At::Xdp, Some(device)) => ("xdp".to_owned(), if device.xdp == 0 { Vec::new() } else { vec![device.xdp] }),
-            (At::Wire(direction), Some(_)) if !self.instance.settings().offers.tcx => {
+            (At::Wire(direction) | At::Host(direction), Some(_)) if !self.instance.settings().offers.tcx => {
                 return self.filter(hook, direction, index, target);
             }
             _ => (
@@ -276,7 +275,7 @@ impl Look<'_> {
                 At::Cgroup(_) => "cgroup",
                 At::Function => "fmod_ret",
                 At::Xdp => "xdp",
-                At::Wire(_) => "tcx",
+                At::Wire(_) | At::Host(_) => "tcx",
             };
             self.foreign.push(Foreign { kind: kind_of, text: format!("{kind} on {target}: {}", describe(*id)) });
         }

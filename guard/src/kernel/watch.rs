@@ -14,13 +14,8 @@ use guard_common::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    Instance, KernelError,
-    attach::{At, HOOKS},
-    bpf_events::BpfEvents,
-    instance::keys,
-    interfaces, near, objects,
-    publish::map_table,
-    sealing, sys,
+    Instance, KernelError, attach::HOOKS, bpf_events::BpfEvents, instance::keys, interfaces, near, objects,
+    publish::map_table, sealing, sys,
 };
 use crate::{
     daemon::difference::{Counted, Difference, Kind, LoadedProgram},
@@ -53,6 +48,8 @@ struct Waiting {
 pub struct Seen {
     /// Flags that the programs were told, by interface.
     pub flags: BTreeMap<u32, u32>,
+    /// Whether the host's sides of bridges were attached to.
+    pub host_sides: bool,
     /// Of each slot's tables: the generation, the map's id, and the digest of its nodes.
     tables: BTreeMap<u8, (u32, u32, [u8; 32])>,
     /// Programs that others loaded, as the kernel tells of them; `None`: not asked for yet.
@@ -74,7 +71,7 @@ impl Instance {
                 return false;
             }
             let wire = HOOKS.iter().find(|hook| {
-                matches!(hook.at, At::Wire(_))
+                hook.at_tc().is_some()
                     && tcx
                     && name.strip_prefix(hook.program).is_some_and(|rest| rest.starts_with('_'))
             });
@@ -89,6 +86,10 @@ impl Instance {
     /// What the programs are told, against what guard told them; put back where it differs.
     pub fn check_maps(&mut self) -> Result<Vec<Difference>, KernelError> {
         let mut found = Vec::new();
+        if self.seen.host_sides != self.wants_host_sides() {
+            // Another process has published a policy that asks for them, or for them no more.
+            self.look_at_interfaces()?;
+        }
         self.tell_seal()?;
         let told = self.told()?;
         let devices = interfaces::devices()?;
@@ -126,7 +127,8 @@ impl Instance {
         if found == near {
             return Ok(Vec::new());
         }
-        let more = found.v4.difference(&near.v4).count() + found.v6.difference(&near.v6).count();
+        let more = found.v4.keys().filter(|key| !near.v4.contains_key(key)).count()
+            + found.v6.keys().filter(|key| !near.v6.contains_key(key)).count();
         // What is believed to be there is what is there: the next look at the routes makes it what it should be.
         self.near = Some(found);
         self.look_at_interfaces()?;
@@ -268,6 +270,10 @@ impl Instance {
                 Direction::Inbound => counted.judged_in += counter.packets,
             }
         }
+        // No uplink has counted what stayed between this host and its containers.
+        let [inbound, outbound] = self.host_side_packets()?;
+        counted.judged_in = counted.judged_in.saturating_sub(inbound);
+        counted.judged_out = counted.judged_out.saturating_sub(outbound);
         Ok(counted)
     }
 }

@@ -21,7 +21,7 @@ use crate::{
         conntrack::Tracked,
         held::{self, HeldFlow},
         identity::Identities,
-        picture::Picture,
+        picture::{Judged, Picture},
         sock_diag::{self, Socket, SocketState},
     },
     lockdown::mark::Open,
@@ -172,8 +172,11 @@ impl Judge<'_> {
             .filter(|socket| socket.cookie != 0)
             .map(|socket| (socket.cookie, socket))
             .collect();
-        let held =
-            if others { picture.held(&|_| true, Vec::new()) } else { picture.held(self.guarded, self.flows.to_vec()) };
+        let held = if others {
+            picture.held(Judged::guarded(&|_| true), Vec::new())
+        } else {
+            picture.held(Judged::guarded(self.guarded), self.flows.to_vec())
+        };
         let mut found: Vec<(HeldFlow, Socket)> = Vec::new();
         let mut busy: HashSet<u64> = HashSet::new();
         for flow in held {

@@ -25,7 +25,7 @@ use crate::{
     host::{
         direct::{self, Direct},
         identity::Identities,
-        picture::Picture,
+        picture::{Judged, Picture},
         sock_diag::SocketState,
     },
     policy::{
@@ -145,7 +145,7 @@ pub struct Found {
 impl Found {
     pub fn read(exact: bool, guarded: &Guarded) -> anyhow::Result<Self> {
         let picture = Picture::read()?;
-        let held = picture.held(&|index| guarded.indices.contains(&index), guarded.tables.clone());
+        let held = picture.held(Judged::guarded(&|index| guarded.indices.contains(&index)), guarded.tables.clone());
         let packages = Packages::default();
         Ok(Self {
             way_in: WayIn::find(&picture, &held, exact),
@@ -180,7 +180,7 @@ pub fn prepare(found: &Found, wishes: &Wishes, guarded: &Guarded) -> Result<Prep
         &policy,
         guarded.generation,
         &found.picture,
-        &|index| guarded.indices.contains(&index),
+        Judged::guarded(&|index| guarded.indices.contains(&index)),
         guarded.tables.clone(),
     )?;
     examined.impact.spare(&open(&found.way_in, wishes));

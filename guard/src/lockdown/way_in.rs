@@ -291,7 +291,7 @@ fn ssh_services(picture: &Picture) -> Vec<String> {
 
 fn devices() -> BTreeMap<u32, Device> {
     let devices = kernel::preview(&Selection::default()).unwrap_or_default();
-    devices.into_iter().map(|(device, _)| (device.index, device)).collect()
+    devices.0.into_iter().map(|(device, _)| (device.index, device)).collect()
 }
 
 /// What is inside another packet on its way to this host.

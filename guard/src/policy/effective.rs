@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
 use super::{
     essentials,
-    model::{AddressSet, Mode, Policy, Refusal, Rule},
+    model::{AddressSet, ContainerHost, Mode, Policy, Refusal, Rule},
     services::describe_range,
 };
 
@@ -46,6 +46,15 @@ pub fn yaml(policy: &Policy) -> String {
     };
     text.push_str("\n# What becomes of a denied packet: nothing is ever said toward the outside; who is behind this host is told.\n");
     let _ = writeln!(text, "on_deny: {{ inbound: drop, outbound: {outbound} }}");
+    let judged = match policy.container_host {
+        ContainerHost::Guard => "is judged as what crosses a guarded interface",
+        ContainerHost::Ignore => "is not judged",
+    };
+    let _ = writeln!(
+        text,
+        "\n# What passes between containers or VMs on a bridge of this host and this host itself {judged}."
+    );
+    let _ = writeln!(text, "container_host: {}", policy.container_host.as_str());
     text.push_str(
         "\n# Whatever is not listed above is denied; so are source routes, ICMP redirects and what cannot be parsed.\n",
     );

@@ -4,6 +4,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use guard_common::{Direction, Verdict};
+use serde::Serialize;
 
 /// One policy, with all that it includes.
 #[derive(Clone, Debug)]
@@ -24,6 +25,8 @@ pub struct Policy {
     pub lockdown: bool,
     /// `on_deny: { outbound: … }`: what those behind this host are told when their packet is denied on its way out.
     pub on_deny: Refusal,
+    /// What passes between this host and the containers and VMs on its bridges.
+    pub container_host: ContainerHost,
     pub tests: Vec<Test>,
 }
 
@@ -42,6 +45,27 @@ pub enum Refusal {
     /// A TCP reset, else an ICMP error: the program fails at once.
     #[default]
     Reject,
+}
+
+/// Whether what passes between the members of a bridge and this host itself is judged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ContainerHost {
+    /// As what crosses a guarded interface.
+    Guard,
+    /// By nobody: a host and its containers talk as they like.
+    #[default]
+    Ignore,
+}
+
+impl ContainerHost {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Guard => "guard",
+            Self::Ignore => "ignore",
+        }
+    }
 }
 
 /// Where something stands: 1-based line and column (columns count characters); line 0: in no file (a temporary exception).

@@ -13,7 +13,7 @@ use guard_common::{Direction, Verdict};
 
 use super::{
     effective::hex,
-    model::{AddressSet, Mode, Policy, Rule, ServiceRange},
+    model::{AddressSet, ContainerHost, Mode, Policy, Rule, ServiceRange},
 };
 
 /// For `nft -f`.
@@ -59,6 +59,13 @@ pub fn ruleset(policy: &Policy, now: i128) -> Ruleset {
         notes.push(
             "lockdown: an inbound session that began before the ruleset goes on where connection tracking knew it, though \
              its remote be not named"
+                .to_owned(),
+        );
+    }
+    if policy.container_host == ContainerHost::Ignore {
+        notes.push(
+            "what passes between this host and its containers is judged too, and as `container_host: guard` says; `ignore` is not \
+             said"
                 .to_owned(),
         );
     }

@@ -5,7 +5,7 @@ use guard_common::{Direction, Verdict};
 
 use super::{
     diagnostics::{Diagnostic, Reporter, nearest},
-    model::{Mode, Refusal},
+    model::{ContainerHost, Mode, Refusal},
     source::{At, Span, Text},
     syntax::{Document, Group, GroupBody, Modes, OnDeny, Rule, Service, Test},
     yaml::{Node, Value},
@@ -23,6 +23,7 @@ const TOP: &[&str] = &[
     "essentials",
     "lockdown",
     "on_deny",
+    "container_host",
     "tests",
 ];
 const RULE: &[&str] = &["name", "action", "from", "to", "services", "interface", "local", "expires", "comment"];
@@ -58,6 +59,7 @@ pub fn read(reporter: &mut Reporter, root: &Node) -> Option<Document> {
     document.lockdown =
         map.get("lockdown").is_some_and(|node| reader.boolean(node, "lockdown").is_some_and(|on| on.value));
     document.on_deny = map.get("on_deny").and_then(|node| reader.on_deny(node));
+    document.container_host = map.get("container_host").and_then(|node| reader.container_host(node));
     if let Some(node) = map.get("tests") {
         document.tests = reader.tests(node);
     }
@@ -267,6 +269,21 @@ impl Reader<'_> {
                 None
             }
         }
+    }
+
+    fn container_host(&mut self, node: &Node) -> Option<At<ContainerHost>> {
+        let text = self.text(node, "container_host")?;
+        let value = match text.value.as_str() {
+            "guard" => ContainerHost::Guard,
+            "ignore" => ContainerHost::Ignore,
+            other => {
+                let message = format!("`container_host` is guard or ignore, not `{other}`");
+                let diagnostic = self.0.error("bad_container_host", text.span, message);
+                self.report(diagnostic.label("neither guard nor ignore").help("write guard or ignore"));
+                return None;
+            }
+        };
+        Some(At { value, span: text.span })
     }
 
     fn verdict(&mut self, node: &Node, key: &str) -> Option<At<Verdict>> {

@@ -4,7 +4,7 @@
 use guard_common::{Direction, Verdict};
 
 use super::{
-    model::{Mode, Refusal},
+    model::{ContainerHost, Mode, Refusal},
     source::{At, Span, Text},
 };
 
@@ -25,6 +25,7 @@ pub struct Document {
     pub essentials: Vec<(Text, At<bool>)>,
     pub lockdown: bool,
     pub on_deny: Option<At<OnDeny>>,
+    pub container_host: Option<At<ContainerHost>>,
     pub tests: Vec<Test>,
 }
 

@@ -75,6 +75,7 @@ pub fn validate(files: &mut Files, now: Timestamp) -> Option<(Policy, Vec<Span>)
         // It only takes away, so any of the files may ask for it.
         lockdown: documents.iter().any(|document| document.lockdown),
         on_deny: document.on_deny.as_ref().and_then(|on_deny| on_deny.value.outbound).unwrap_or_default(),
+        container_host: document.container_host.as_ref().map(|given| given.value).unwrap_or_default(),
         tests,
     };
     // Of half a policy, what its errors took away would be missed.
@@ -103,6 +104,12 @@ fn check_top(files: &mut Files, documents: &[Document], main: usize) {
     }
     for on_deny in documents[..main].iter().filter_map(|d| d.on_deny.as_ref()) {
         let diagnostic = reporter.error("on_deny_in_include", on_deny.span, "an included file says what a denial does");
+        let help = "leave it out here; the policy that includes this file says it";
+        reporter.found.push(diagnostic.help(help));
+    }
+    for given in documents[..main].iter().filter_map(|d| d.container_host.as_ref()) {
+        let message = "an included file says whether containers and this host are judged";
+        let diagnostic = reporter.error("container_host_in_include", given.span, message);
         let help = "leave it out here; the policy that includes this file says it";
         reporter.found.push(diagnostic.help(help));
     }

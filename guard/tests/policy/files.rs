@@ -79,6 +79,8 @@ fn includes_that_cannot_be() {
     assert_eq!(codes(&load_main(&directory).unwrap_err()), ["mode_in_include"]);
     write(&directory, "a.yaml", "version: 1\non_deny: { outbound: drop }\n");
     assert_eq!(codes(&load_main(&directory).unwrap_err()), ["on_deny_in_include"]);
+    write(&directory, "a.yaml", "version: 1\ncontainer_host: guard\n");
+    assert_eq!(codes(&load_main(&directory).unwrap_err()), ["container_host_in_include"]);
     write(&directory, "a.yaml", "version: 1\nessentials: { dhcp: false }\n");
     write(&directory, "policy.yaml", &format!("{main}essentials: {{ dhcp: true }}\n"));
     assert_eq!(codes(&load_main(&directory).unwrap_err()), ["essential_conflict"]);

@@ -539,7 +539,7 @@ impl Referee {
             Some(flags) if flags & Interface::LOOPBACK != 0 && now.policy.essentials.loopback => {
                 return Err(Reason::Loopback);
             }
-            Some(flags) if flags & Interface::GUARDED == 0 => return Err(Reason::NotGuarded),
+            Some(flags) if flags & (Interface::GUARDED | Interface::HOST_SIDE) == 0 => return Err(Reason::NotGuarded),
             None if asked_for(|rule| rule.interface.is_some()) => return Err(Reason::UnknownInterface),
             _ => {}
         }

@@ -6,6 +6,7 @@ use super::Report;
 use crate::{
     daemon::{control::DaemonStatus, difference::Gap},
     lockdown::mark::Mark,
+    policy::model::ContainerHost,
     record::clock::for_people,
     review::is_observing,
     text::harmless,
@@ -255,9 +256,18 @@ impl Report {
             }
         }
         for interface in &self.interfaces {
-            let state = if interface.guarded { "guarded" } else { "NOT judged" };
+            let (state, why) = match (interface.guarded, interface.container_host) {
+                (true, _) => ("guarded", interface.why.clone()),
+                (false, None) => ("NOT judged", interface.why.clone()),
+                (false, Some(ContainerHost::Ignore)) => {
+                    ("NOT judged", "containers with this host and with each other (container_host: ignore)".to_owned())
+                }
+                (false, Some(ContainerHost::Guard)) => {
+                    ("judged", "containers with this host (container_host: guard); NOT with each other".to_owned())
+                }
+            };
             if verbose || !interface.guarded {
-                writeln!(text, "  interface   {:<12} {state}: {}", harmless(&interface.name), interface.why)?;
+                writeln!(text, "  interface   {:<12} {state}: {why}", harmless(&interface.name))?;
             }
         }
         let guarded: Vec<String> =

@@ -8,7 +8,7 @@ use crate::{
     kernel::{
         KernelError,
         attach::{self, At, HOOKS},
-        interfaces::Selector,
+        interfaces::{self, Selector},
         load, sealing,
         settings::{self, META, Options, Settings},
         sys,
@@ -81,7 +81,7 @@ impl Instance {
     /// Loads this guard's programs and puts them into the links that are there: each atomically, no packet unjudged.
     fn replace_programs(&mut self) -> Result<(), KernelError> {
         let old = &self.settings.programs;
-        let wanted = |name: &str| self.settings.needs(name) || (old.contains_key(name) && name.ends_with("_l3"));
+        let wanted = |name: &str| self.settings.needs(name) || (old.contains_key(name) && settings::is_for_some(name));
         let programs = load::load(&self.pins, &self.settings, &wanted)?;
         let tags = pin_programs(&self.pins, &programs)?;
         // Of an older guard, which made not all of them.
@@ -125,8 +125,10 @@ impl Instance {
         crate::object::OBJECT_SHA256.clone_into(&mut self.settings.object_sha256);
         env!("CARGO_PKG_VERSION").clone_into(&mut self.settings.version);
         if !self.settings.offers.tcx {
-            for device in self.guarded_here()? {
-                self.attach_filters(&device)?;
+            let told = self.told()?;
+            for device in interfaces::devices()?.into_values() {
+                let flags = told.get(&device.index).map_or(0, |interface| interface.flags);
+                self.attach_filters(&device, flags)?;
             }
         }
         settings::write(self.map(META)?, 0, &self.settings, &self.pins.map(META))

@@ -1,25 +1,31 @@
 //! What an instance does as interfaces, policies and routes come and go: told to the programs, attached to, forgotten.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    os::fd::BorrowedFd,
-};
+use std::os::fd::BorrowedFd;
 
 use super::*;
 
 impl Instance {
     /// Every interface of this namespace with what is decided about it.
     pub fn decided(&self) -> Result<Vec<(Device, Why)>, KernelError> {
+        Ok(decided(&self.selector, interfaces::devices()?, &self.told()?))
+    }
+
+    /// Interfaces where what passes between containers or VMs and this host can be judged (`container_host`), and whether the
+    /// programs are told that it is to be.
+    pub fn host_sides(&self) -> Result<BTreeMap<u32, bool>, KernelError> {
         let told = self.told()?;
-        let mut decided: Vec<(Device, Why)> = interfaces::devices()?
-            .into_values()
-            .map(|device| {
-                let why = self.selector.decide(&device, told.get(&device.index));
-                (device, why)
-            })
-            .collect();
-        decided.sort_by_key(|(device, _)| device.index);
-        Ok(decided)
+        let is_told = |index| told.get(&index).is_some_and(|told| told.flags & Interface::HOST_SIDE != 0);
+        let sides = host_sides(&self.selector, &interfaces::devices()?, &told);
+        Ok(sides.into_iter().map(|index| (index, is_told(index))).collect())
+    }
+
+    /// Whether a generation that judges, may judge again, or was built last asks for it. One that is being published is built
+    /// before it judges, so what it needs is there by then, whoever looks meanwhile.
+    pub(in crate::kernel) fn wants_host_sides(&self) -> bool {
+        let state = self.state.read();
+        let newest = state.slots.iter().max_by_key(|slot| slot.generation);
+        let judging = [state.word.active(), state.word.previous()].map(|slot| &state.slots[usize::from(slot.0 & 3)]);
+        judging.into_iter().chain(newest).any(|slot| slot.flags.has(SlotFlags::CONTAINER_HOST))
     }
 
     pub(in crate::kernel) fn guarded_here(&self) -> Result<Vec<Device>, KernelError> {
@@ -39,6 +45,8 @@ impl Instance {
             told.entry(*index).or_insert(Interface { flags: 0, class: [u32::MAX; 3] }).flags |=
                 flags & Interface::GUARDED;
         }
+        let wants_host_sides = self.wants_host_sides();
+        let sides = if wants_host_sides { host_sides(&self.selector, &devices, &told) } else { BTreeSet::new() };
         let mut failed = None;
         let mut appeared = Vec::new();
         let mut flags_told = BTreeMap::new();
@@ -51,9 +59,21 @@ impl Instance {
             if why == Why::Undecided {
                 continue;
             }
-            if why.guarded()
-                && let Err(error) = self.attach_wire(device)
-            {
+            let guarded = |other: &Device| self.selector.decide(other, told.get(&other.index)).guarded();
+            let mut flags = interfaces::flags(device, why, &devices, &guarded);
+            if sides.contains(&index) {
+                flags |= Interface::HOST_SIDE;
+            } else if !why.guarded() && sides.contains(&device.master) {
+                flags |= Interface::MEMBER;
+            }
+            let attached = if why.guarded() {
+                self.attach_wire(device)
+            } else if flags & Interface::HOST_SIDE != 0 {
+                self.attach_host_side(device)
+            } else {
+                Ok(())
+            };
+            if let Err(error) = attached {
                 failed.get_or_insert(error);
                 continue;
             }
@@ -61,11 +81,7 @@ impl Instance {
             if why.guarded() && before.is_none() && !told.is_empty() {
                 appeared.push(index);
             }
-            let guarded = |other: &Device| self.selector.decide(other, told.get(&other.index)).guarded();
-            let now = Interface {
-                flags: interfaces::flags(device, why, &devices, &guarded),
-                class: std::array::from_fn(|slot| self.class(slot, &device.name)),
-            };
+            let now = Interface { flags, class: std::array::from_fn(|slot| self.class(slot, &device.name)) };
             flags_told.insert(index, now.flags);
             if raw.get(&index) != Some(&now) {
                 sys::update(self.map("INTERFACES")?, &index, &now, sys::ANY)
@@ -73,6 +89,12 @@ impl Instance {
             }
             if !why.guarded() && before.is_some_and(|before| before.flags & Interface::GUARDED != 0) {
                 self.drop_interface(index)?;
+            }
+            // After the flags: by then what is guarded has the wire's own.
+            if flags & Interface::HOST_SIDE == 0
+                && before.is_some_and(|before| before.flags & Interface::HOST_SIDE != 0)
+            {
+                self.detach_host_side(device)?;
             }
         }
         for (index, before) in &told {
@@ -84,6 +106,7 @@ impl Instance {
             }
         }
         self.seen.flags = flags_told;
+        self.seen.host_sides = wants_host_sides;
         self.count_before(&appeared)?;
         self.learn_routes(&devices)?;
         failed.map_or(Ok(()), Err)
@@ -161,8 +184,14 @@ impl Instance {
 
     fn learn_routes(&mut self, devices: &HashMap<u32, Device>) -> Result<(), KernelError> {
         let told = self.told()?;
-        let guarded = |index: u32| told.get(&index).map(|interface| interface.flags & Interface::GUARDED != 0);
-        let now = near::near(devices, &guarded)?;
+        let judged = |index: u32| {
+            told.get(&index).map(|interface| match interface.flags & (Interface::GUARDED | Interface::HOST_SIDE) {
+                0 => Judged::No,
+                Interface::HOST_SIDE => Judged::HostSide,
+                _ => Judged::Guarded,
+            })
+        };
+        let now = near::near(devices, &judged)?;
         let before = match self.near.take() {
             Some(before) => before,
             None => Near { v4: keys(self.map("NEAR_V4")?)?, v6: keys(self.map("NEAR_V6")?)? },
@@ -174,29 +203,62 @@ impl Instance {
     }
 }
 
-pub(in crate::kernel) fn keys<K: sys::Plain + Ord>(map: BorrowedFd<'_>) -> Result<BTreeSet<K>, KernelError> {
-    let mut keys = BTreeSet::new();
-    let mut key = sys::next_key::<K>(map, None).map_err(KernelError::call("cannot read the near destinations"))?;
+pub(super) fn decided(
+    selector: &Selector,
+    devices: HashMap<u32, Device>,
+    told: &BTreeMap<u32, Interface>,
+) -> Vec<(Device, Why)> {
+    let mut decided: Vec<(Device, Why)> = devices
+        .into_values()
+        .map(|device| {
+            let why = selector.decide(&device, told.get(&device.index));
+            (device, why)
+        })
+        .collect();
+    decided.sort_by_key(|(device, _)| device.index);
+    decided
+}
+
+/// Devices that containers or VMs are behind, and that are not guarded themselves.
+pub(super) fn host_sides(
+    selector: &Selector,
+    devices: &HashMap<u32, Device>,
+    told: &BTreeMap<u32, Interface>,
+) -> BTreeSet<u32> {
+    let guarded = |other: &Device| selector.decide(other, told.get(&other.index)).guarded();
+    let is = |device: &&Device| {
+        let before = told.get(&device.index);
+        interfaces::is_host_side(device, selector.decide(device, before), before, devices, &guarded)
+    };
+    devices.values().filter(is).map(|device| device.index).collect()
+}
+
+pub(in crate::kernel) fn keys<K: sys::Plain + Ord>(map: BorrowedFd<'_>) -> Result<BTreeMap<K, u8>, KernelError> {
+    let what = || KernelError::call("cannot read the near destinations");
+    let mut keys = BTreeMap::new();
+    let mut key = sys::next_key::<K>(map, None).map_err(what())?;
     while let Some(current) = key
         && keys.len() <= near::MOST
     {
-        keys.insert(current);
-        key = sys::next_key(map, Some(&current)).map_err(KernelError::call("cannot read the near destinations"))?;
+        // One that went meanwhile stands for nothing.
+        let how = sys::lookup::<K, u8>(map, &current).map_err(what())?;
+        keys.insert(current, how.unwrap_or(0));
+        key = sys::next_key(map, Some(&current)).map_err(what())?;
     }
     Ok(keys)
 }
 
 fn change_set<K: sys::Plain + Ord>(
     map: BorrowedFd<'_>,
-    before: &BTreeSet<K>,
-    now: &BTreeSet<K>,
+    before: &BTreeMap<K, u8>,
+    now: &BTreeMap<K, u8>,
 ) -> Result<(), KernelError> {
     // What is near no longer goes first: too few of them only means that more is judged.
-    for key in before.difference(now) {
+    for key in before.keys().filter(|key| !now.contains_key(key)) {
         sys::delete(map, key).map_err(KernelError::call("cannot forget a near destination"))?;
     }
-    for key in now.difference(before) {
-        sys::update(map, key, &1_u8, sys::ANY).map_err(KernelError::call("cannot tell of a near destination"))?;
+    for (key, how) in now.iter().filter(|(key, how)| before.get(key) != Some(how)) {
+        sys::update(map, key, how, sys::ANY).map_err(KernelError::call("cannot tell of a near destination"))?;
     }
     Ok(())
 }

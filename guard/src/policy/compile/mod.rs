@@ -33,7 +33,7 @@ use self::{
     sweep::{ClassId, Classes, sweep},
     tables::Builder,
 };
-use crate::policy::model::{Essentials, FlowQuery, Mode, Policy, Refusal, Rule};
+use crate::policy::model::{ContainerHost, Essentials, FlowQuery, Mode, Policy, Refusal, Rule};
 
 /// One moment on two clocks: turns the policy's wall time into the kernel's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -337,6 +337,7 @@ fn flags(policy: &Policy, resolved: &Resolved) -> SlotFlags {
         (policy.outbound == Mode::Enforce, SlotFlags::ENFORCE_OUTBOUND),
         (policy.lockdown, SlotFlags::LOCKDOWN),
         (policy.on_deny == Refusal::Reject, SlotFlags::REJECT_OUTBOUND),
+        (policy.container_host == ContainerHost::Guard, SlotFlags::CONTAINER_HOST),
         (!resolved.patterns.is_empty(), SlotFlags::BY_INTERFACE),
         (!resolved.locals.is_empty(), SlotFlags::BY_LOCAL),
         (loopback, SlotFlags::LOOPBACK),
