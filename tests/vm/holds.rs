@@ -3,6 +3,7 @@
 
 use std::{
     io::ErrorKind,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -13,8 +14,9 @@ use guard_tests::{
     guard::Guard,
     session::Session,
     witness::Witness,
-    world::World,
+    world::{Namespace, World},
 };
+use serde_json::Value;
 
 use super::{ALLOWED, DENIED, LIMIT, POLICY, SHORT, families};
 
@@ -61,9 +63,8 @@ outbound:
   - { name: out, to: any, services: [tcp/7000] }
 ";
 
-/// A container is a namespace behind a bridge, routed.
-pub fn on_deny() -> Result<()> {
-    let world = World::create().context("a world")?;
+/// A namespace behind a bridge of the server's, routed.
+fn container(world: &World) -> Result<Namespace> {
     let container = world.namespace("container")?;
     world.server.sysctl("ipv4/ip_forward", "1")?;
     world.server.sysctl("ipv6/conf/all/forwarding", "1")?;
@@ -77,6 +78,12 @@ pub fn on_deny() -> Result<()> {
         .ip("address add 192.0.2.194/28 dev eth0\naddress add 2001:db8:5::2/64 dev eth0 nodad\nlink set eth0 up\n\
          route add default via 192.0.2.193\nroute add default via 2001:db8:5::1\n")?;
     world.router.ip("route add 192.0.2.192/28 via 192.0.2.10\nroute add 2001:db8:5::/64 via 2001:db8:2::10\n")?;
+    Ok(container)
+}
+
+pub fn on_deny() -> Result<()> {
+    let world = World::create().context("a world")?;
+    let container = container(&world)?;
     let mut echoes = Vec::new();
     for &ipv6 in families() {
         let address = world.intruder.address(ipv6);
@@ -102,6 +109,64 @@ pub fn on_deny() -> Result<()> {
     let status = guard.status()?;
     ensure!(status["rejected"]["resets"] == families().len(), "resets: {}", status["rejected"]);
     ensure!(status["enforcing"] == true, "{status:#}");
+    guard.stop()?;
+    guard.release()?;
+    Ok(())
+}
+
+const BEHIND: &str = "version: 1
+name: behind
+mode: enforce
+container_host: guard
+inbound:
+  - { name: in, from: any, services: [tcp/7000, udp/7000], interface: docker0 }
+outbound:
+  - { name: out, to: any, services: [tcp/7000, udp/7000], interface: docker0 }
+  - { name: far, to: any, services: tcp/7000, interface: eth0 }
+";
+
+/// Both ways between a container and this host, and what it only passes on.
+pub fn container_host() -> Result<()> {
+    let world = World::create().context("a world")?;
+    let container = container(&world)?;
+    let mut pairs = Vec::new();
+    for &ipv6 in families() {
+        let (bridge, inside): (IpAddr, IpAddr) = if ipv6 {
+            ("2001:db8:5::1".parse()?, "2001:db8:5::2".parse()?)
+        } else {
+            ("192.0.2.193".parse()?, "192.0.2.194".parse()?)
+        };
+        let server: &Namespace = &world.server;
+        for (place, from, address) in [(server, &container, bridge), (&container, server, inside)] {
+            for port in [ALLOWED, DENIED] {
+                pairs.push((from, Echo::tcp(place, address, port)?, Echo::udp(place, address, port)?));
+            }
+        }
+    }
+    for (from, tcp, udp) in &pairs {
+        tcp_reaches(from, tcp.address, LIMIT).with_context(|| format!("without guard: {}", tcp.address))?;
+        udp_reaches(from, udp.address, LIMIT).with_context(|| format!("without guard: {}", udp.address))?;
+    }
+    let far = Echo::tcp(&world.intruder, world.intruder.address(false), ALLOWED)?;
+    let mut guard = Guard::start(&world, BEHIND)?;
+    for (from, tcp, udp) in &pairs {
+        let before = tcp.reached() + udp.reached();
+        if tcp.address.port() == ALLOWED {
+            tcp_reaches(from, tcp.address, LIMIT).with_context(|| format!("listed: {}", tcp.address))?;
+            udp_reaches(from, udp.address, LIMIT).with_context(|| format!("listed: {}", udp.address))?;
+        } else {
+            let said = [tcp_reaches(from, tcp.address, SHORT), udp_reaches(from, udp.address, SHORT)];
+            ensure!(said.iter().all(std::result::Result::is_err), "unlisted, and passed: {}: {said:?}", tcp.address);
+            ensure!(tcp.reached() + udp.reached() == before, "unlisted, and heard: {}", tcp.address);
+        }
+    }
+    tcp_reaches(&container, far.address, LIMIT).context("passed on")?;
+    let status = guard.status()?;
+    ensure!(status["enforcing"] == true && status["container_host"] == "guard", "{status:#}");
+    let hooks = status["hooks"].as_array().context("hooks")?;
+    let there: Vec<&Value> = hooks.iter().filter(|hook| hook["target"] == "docker0").collect();
+    println!("guard-vm: container_host: {there:?}");
+    ensure!(there.len() == 2 && there.iter().all(|hook| hook["attached"] == true), "{there:?}");
     guard.stop()?;
     guard.release()?;
     Ok(())

@@ -42,10 +42,11 @@ fn cases() -> Vec<Case> {
         ("a lockdown, confirmed and restored", lockdown::confirmed),
         ("a lockdown, undone by the kernel", lockdown::rolled_back_by_the_kernel),
     ];
-    let rest: [Case; 3] = [
+    let rest: [Case; 4] = [
         ("a connection outlives a wrong edit", cut),
         ("expiry after a clock step", clock),
         ("bpf(2) under a lockdown is guard's alone", admission::others),
+        ("containers and this host, both ways", holds::container_host),
     ];
     match std::env::var("GUARD_CASE").as_deref() {
         Ok("no-btf") => vec![("a kernel without type information is refused by name", refused)],
@@ -60,9 +61,10 @@ fn cases() -> Vec<Case> {
 }
 
 /// What takes long: for `cargo xtask vm test`.
-const NOT_IN_CI: [&str; 4] = [
+const NOT_IN_CI: [&str; 5] = [
     "killed, and taken over",
     "a denied container is told at once",
+    "containers and this host, both ways",
     "a lockdown, confirmed and restored",
     "a lockdown, undone by the kernel",
 ];

@@ -28,7 +28,8 @@ fn page(answers: &[Answer], date: &str, commit: &str) -> String {
            namespace, listed flows pass and others do not (both directions, TCP and UDP, IPv4 and IPv6), and the daemon is\n  \
            killed and taken over from;\n\
          - as it comes: also a lockdown (kept, cut, confirmed, restored; undone by the kernel with the daemon dead), `on_deny`,\n  \
-           every way round the seal, a connection that outlives a wrong edit, bpf(2) under a lockdown, and expiry after a clock step;\n\
+           every way round the seal, a connection that outlives a wrong edit, bpf(2) under a lockdown, containers and\n  \
+           this host both ways, and expiry after a clock step;\n\
          - devices over devices, and tunnels: VLAN, QinQ, bond, VRF, ipvlan, MACsec, WireGuard, GRE, IPIP, SIT, VXLAN, SCTP: what\n  \
            is not listed passes neither inside nor outside, each packet is counted once where one frame leaves, and at both\n  \
            levels in a tunnel; made before guard starts, and made anew under it;\n\
