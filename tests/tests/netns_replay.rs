@@ -115,6 +115,12 @@ fn every_tools_capture_gives_the_same_flows() {
     let expected = flows(&ended);
     // A flow that is denied bars nothing the other way: the answers to denied datagrams are two flows of their own.
     assert_eq!(expected.len(), asked.len() + 2, "{expected:#?}");
+    // With a filter, of the same flows those that it takes.
+    let ended = replay(&policy, &ethernet, &[&local[..], &["--filter", "udp port 8002"]].concat());
+    let of_port: BTreeMap<_, _> = expected.clone().into_iter().filter(|(line, _)| line.contains("8002")).collect();
+    assert!(of_port.len() == 2 && flows(&ended) == of_port, "{}", ended.text());
+    let wrong = replay(&policy, &ethernet, &[&local[..], &["--filter", "udp prt 8002"]].concat());
+    assert!(wrong.code() == Some(2) && wrong.stderr.contains("not a capture filter"), "{}", wrong.text());
     for (flow, (_, rule)) in asked.iter().zip(FLOWS.iter().flat_map(|row| [row, row])) {
         let of_it = |line: &&String| {
             line.starts_with(if flow.inbound { "\"inbound" } else { "\"outbound" })
