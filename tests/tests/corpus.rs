@@ -108,8 +108,13 @@ fn write(path: &Path, link: u32, records: &[Record]) -> std::io::Result<()> {
 /// Fields of one packet, by name; the outermost of each.
 type Line = BTreeMap<&'static str, String>;
 
-const FIELDS: [&str; 21] = [
+const FIELDS: [&str; 26] = [
     "frame.protocols",
+    "ip.version",
+    "ip.hdr_len",
+    "ip.flags.rb",
+    "tcp.flags",
+    "udp.length",
     "ip.src",
     "ip.dst",
     "ip.proto",
@@ -215,23 +220,50 @@ fn outermost(protocols: &str) -> Option<Outermost> {
     })
 }
 
-/// What ends too early does so in tshark's view too, or was cut by the capture, or says that it is longer than its frame.
-/// The source packages' captures of malformed packets are refused for many other reasons.
+/// Whether tshark's view of it, too, gives cause for that reason. The source packages' captures of malformed packets give
+/// much of it.
 fn may_refuse(reason: Reason, record: &Record, line: &Line) -> bool {
-    if reason != Reason::Truncated {
-        return true;
-    }
     let broken = !line["_ws.malformed"].is_empty() || !line["_ws.short"].is_empty();
-    let cut = (record.data.len() as u32) < record.length;
-    let link_header = match record.kind {
+    let protocols = &line["frame.protocols"];
+    let number = |field: &str| line[field].parse::<u32>().unwrap_or(0);
+    let has_options = number("ip.hdr_len") > 20;
+    match reason {
+        // It was cut by the capture, or says that it is longer than its frame.
+        Reason::Truncated => {
+            let cut = (record.data.len() as u32) < record.length;
+            broken || cut || number("ip.len") > record.length.saturating_sub(link_header(record.kind))
+        }
+        // Its reserved bit (RFC 791, 3.1) is 1.
+        Reason::BadIpv4 => number("ip.version") != 4 || matches!(&*line["ip.flags.rb"], "1" | "True") || has_options,
+        Reason::BadIpv6 => broken && line["ipv6.src"].is_empty(),
+        Reason::BadTransport => {
+            let short = line["udp.length"].parse().is_ok_and(|length: u32| length < 8);
+            broken || short || impossible(&line["tcp.flags"])
+        }
+        Reason::EtherType => line["ip.src"].is_empty() && line["ipv6.src"].is_empty(),
+        Reason::SourceRoute => {
+            protocols.contains(":ipv6.routing") || has_options || broken && protocols.contains(":ipv6.hopopts")
+        }
+        Reason::ExtensionChain => protocols.contains(":ipv6."),
+        _ => false,
+    }
+}
+
+const fn link_header(kind: LinkType) -> u32 {
+    match kind {
         LinkType::Ethernet => 14,
         LinkType::Cooked => 16,
         LinkType::Cooked2 => 20,
         LinkType::Raw => 0,
         LinkType::Loopback => 4,
-    };
-    let says_more = line["ip.len"].parse().is_ok_and(|length: u32| length > record.length.saturating_sub(link_header));
-    broken || cut || says_more
+    }
+}
+
+/// Flags that no TCP sends (RFC 9293, 3.10.7): none of SYN, ACK and RST, or SYN with an end.
+fn impossible(flags: &str) -> bool {
+    let Ok(flags) = u16::from_str_radix(flags.trim_start_matches("0x"), 16) else { return false };
+    let (fin, syn, rst, ack) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0, flags & 16 != 0);
+    !(syn || rst || ack) || syn && (fin || rst)
 }
 
 fn tuple(packet: &Packet, line: &Line, outermost: &Outermost) -> Result<(), String> {
