@@ -88,13 +88,15 @@ pub fn tool(name: &str) -> Result<PathBuf> {
     shell::find(name).with_context(|| format!("{name} is missing"))
 }
 
+/// The image is in `boot`, or, since Debian's 7.3, among its modules.
 fn unpacked(root: &Path) -> Result<Kernel> {
-    for entry in std::fs::read_dir(root.join("boot"))? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if let Some(version) = name.strip_prefix("vmlinuz-") {
-            ensure!(root.join("lib/modules").join(version).is_dir(), "no modules for {version}");
-            return Ok(Kernel { version: version.to_owned(), image: path, root: root.to_path_buf() });
+    let modules = root.join("lib/modules");
+    for entry in std::fs::read_dir(&modules).with_context(|| format!("no kernel below {}", root.display()))? {
+        let place = entry?.path();
+        let version = place.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let images = [root.join("boot").join(format!("vmlinuz-{version}")), place.join("vmlinuz")];
+        if let Some(image) = images.into_iter().find(|image| image.is_file()) {
+            return Ok(Kernel { version, image, root: root.to_path_buf() });
         }
     }
     bail!("no kernel below {}", root.display())
