@@ -32,8 +32,9 @@ const MEDDLING: [u32; 16] = [3, 4, 6, 8, 9, 10, 11, 12, 13, 16, 18, 19, 25, 28, 
 /// Larger tables are looked through less often.
 const EACH_TIME: usize = 1 << 20;
 
-/// So long at most a program is not told of, because a guard command is at work that may have loaded it.
-const HELD_BACK: Duration = Duration::from_secs(5);
+/// So long at most a program is not told of, because a guard command is at work that may have loaded it: the verifier takes a
+/// lockdown 15 s in an emulated machine.
+const HELD_BACK: Duration = Duration::from_secs(20);
 
 /// A program that was loaded, and is not told of yet.
 #[derive(Debug)]
