@@ -311,7 +311,13 @@ fn group(run: &Run, group: Group) -> Result<Outcome> {
             command.env("GUARD_NO_INSTALL", "1");
         }
         let mut first = shell::run(&mut command, minutes(20))?;
-        if again_alone(group, &mut command, &mut first, run)? {
+        let unsteady = &mut *run.unsteady.borrow_mut();
+        let may = matches!(group, Group::Netns | Group::Engines);
+        if may
+            && again_alone(&mut first, unsteady, |names| {
+                shell::run(command.arg("--exact").args(names).args(["--test-threads", "1"]), minutes(10))
+            })?
+        {
             println!("   {}: what failed beside others passed alone", program.target);
         }
         ended.push((program.target.as_str(), first));
@@ -328,22 +334,24 @@ const UNSTEADY: usize = 2;
 /// Tests with real servers and engines wait for what others do, and a shared machine has bad moments. So of these a few
 /// that failed are run once more, alone; where they pass, `first` is as if they had, and the report names them, as
 /// UNSTEADY: to be looked into, never to be got used to.
-fn again_alone(group: Group, command: &mut Command, first: &mut shell::Ended, run: &Run) -> Result<bool> {
+fn again_alone(
+    first: &mut shell::Ended,
+    unsteady: &mut Vec<String>,
+    again: impl FnOnce(&[&str]) -> Result<shell::Ended>,
+) -> Result<bool> {
     let failed = failing(&first.output);
-    let left = UNSTEADY.saturating_sub(run.unsteady.borrow().len());
-    if first.good || failed.is_empty() || failed.len() > left || !matches!(group, Group::Netns | Group::Engines) {
+    if first.good || failed.is_empty() || failed.len() + unsteady.len() > UNSTEADY {
         return Ok(false);
     }
     println!("\n!! FAILED, once more alone: {}\n", failed.join(" "));
-    let again = shell::run(command.arg("--exact").args(&failed).args(["--test-threads", "1"]), minutes(10))?;
-    let counted = Counts::of(&again.output);
+    let again = again(&failed)?;
+    let (before, counted) = (Counts::of(&first.output), Counts::of(&again.output));
     if !again.good || usize::try_from(counted.passed)? != failed.len() {
         return Ok(false);
     }
-    let names: Vec<String> = failed.iter().map(|name| (*name).to_owned()).collect();
-    run.unsteady.borrow_mut().extend(names);
-    let passed = Counts::of(&first.output).passed + counted.passed;
-    *first = shell::Ended { good: true, output: format!("test result: ok. {passed} passed; 0 failed"), ..again };
+    unsteady.extend(failed.iter().map(|name| (*name).to_owned()));
+    let output = format!("test result: ok. {} passed; {} ignored", before.passed + counted.passed, before.ignored);
+    *first = shell::Ended { output, ..again };
     Ok(true)
 }
 
@@ -472,6 +480,29 @@ mod tests {
     fn failing_tests_are_named() {
         let output = "test a::one ... ok\ntest two ... FAILED\n\ntest result: FAILED. 1 passed; 1 failed\n";
         assert_eq!(failing(output), ["two"]);
+    }
+
+    #[test]
+    fn what_failed_beside_others_is_run_again_alone_and_named() {
+        let ended = |good, output: &str| shell::Ended { good, how: String::new(), output: output.to_owned() };
+        let first = || ended(false, "test one ... FAILED\ntest result: FAILED. 4 passed; 1 failed; 1 ignored\n");
+        let mut unsteady = Vec::new();
+
+        let mut found = first();
+        let failed_again = again_alone(&mut found, &mut unsteady, |_| Ok(first())).unwrap();
+        assert!(!failed_again && !found.good && unsteady.is_empty());
+        let ran_none = |_: &[&str]| Ok(ended(true, "test result: ok. 0 passed; 0 failed"));
+        assert!(!again_alone(&mut found, &mut unsteady, ran_none).unwrap());
+
+        let passes = |names: &[&str]| {
+            assert_eq!(names, ["one"]);
+            Ok(ended(true, "test result: ok. 1 passed; 0 failed"))
+        };
+        assert!(again_alone(&mut found, &mut unsteady, passes).unwrap() && found.good);
+        assert_eq!(Counts::of(&found.output), Counts { passed: 5, failed: 0, ignored: 1 });
+        assert!(again_alone(&mut first(), &mut unsteady, passes).unwrap());
+        assert!(!again_alone(&mut first(), &mut unsteady, |_| unreachable!()).unwrap(), "a third is too many");
+        assert_eq!(unsteady, ["one", "one"]);
     }
 
     #[test]
