@@ -40,7 +40,7 @@ const PACKAGES: &[&str] = &[
     "dnsmasq",
 ];
 
-/// For people who try containers.
+/// For people who try containers, and the scenario that does.
 const CONTAINERS: &[&str] = &["docker.io", "iptables", "busybox-static"];
 
 /// The services run on the victim alone, which `provision.sh` makes of a box, and Docker where somebody asks for it.

@@ -32,7 +32,7 @@ enum Task {
     },
     /// Run the scenarios of tests/vagrant/scenarios in machines that are gone afterwards; logs in target/vagrant/logs
     Test {
-        /// All, unless some are named: first-contact, lockdown, lockout, package, reboot, shift
+        /// All, unless some are named: container, first-contact, lockdown, lockout, package, reboot, shift
         scenarios: Vec<String>,
         /// Install nothing, even as root
         #[arg(long)]
