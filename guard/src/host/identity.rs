@@ -84,7 +84,7 @@ impl Identities {
 
     #[must_use]
     pub fn stat(&self, pid: u32) -> Option<Stat> {
-        parse_stat(&fs::read(self.proc.join(pid.to_string()).join("stat")).ok()?)
+        stat_in(&self.proc.join(pid.to_string()))
     }
 
     /// Path of its executable, and what it is.
@@ -129,11 +129,16 @@ impl Identities {
         (0..3).filter_map(socket).collect()
     }
 
-    /// Processes by the inodes of the sockets that they hold; of several, the lowest pid: most often the one that made
-    /// it. Reads every descriptor of every process.
+    /// Processes by the inodes of the sockets that they hold; of several, the oldest: most often the one that made it
+    /// (numbers begin anew at `pid_max`). Reads every descriptor of every process.
     #[must_use]
     pub fn socket_holders(&self) -> HashMap<u32, u32> {
         let mut holders = HashMap::new();
+        let mut starts: HashMap<u32, u64> = HashMap::new();
+        let mut age = |pid| {
+            let start = *starts.entry(pid).or_insert_with(|| self.stat(pid).map_or(u64::MAX, |stat| stat.started));
+            (start, pid)
+        };
         for entry in fs::read_dir(&self.proc).into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
             for descriptor in fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten() {
@@ -143,7 +148,9 @@ impl Identities {
                     .and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u32>().ok());
                 if let Some(inode) = inode {
                     let holder = holders.entry(inode).or_insert(pid);
-                    *holder = pid.min(*holder);
+                    if *holder != pid && age(pid) < age(*holder) {
+                        *holder = pid;
+                    }
                 }
             }
         }
@@ -280,6 +287,12 @@ pub fn split_arguments(bytes: &[u8]) -> (Vec<String>, bool) {
         return (Vec::new(), cut);
     }
     (bytes.split(|byte| *byte == 0).map(|argument| String::from_utf8_lossy(argument).into_owned()).collect(), cut)
+}
+
+/// Of the process whose directory below /proc this is.
+#[must_use]
+pub fn stat_in(directory: &Path) -> Option<Stat> {
+    parse_stat(&fs::read(directory.join("stat")).ok()?)
 }
 
 /// `pid (comm) state ppid …`; comm may hold anything, blanks and brackets too.

@@ -71,9 +71,11 @@ impl Processes {
                 by_socket.entry(inode).or_default().push(process.pid);
             }
         }
-        // The lowest pid of several holders is most often the one that made the socket.
-        by_socket.values_mut().for_each(|pids| pids.sort_unstable());
-        Self { by_pid: list.into_iter().map(|process| (process.pid, process)).collect(), by_socket }
+        let by_pid: HashMap<u32, Process> = list.into_iter().map(|process| (process.pid, process)).collect();
+        // Of several holders the oldest is most often the one that made the socket: numbers begin anew at pid_max.
+        let age = |pid: &u32| (by_pid.get(pid).map(|process| process.start), *pid);
+        by_socket.values_mut().for_each(|pids| pids.sort_unstable_by_key(age));
+        Self { by_pid, by_socket }
     }
 
     #[must_use]
@@ -85,7 +87,7 @@ impl Processes {
         self.by_pid.values()
     }
 
-    /// Those that hold the socket with this inode, lowest pid first.
+    /// Those that hold the socket with this inode, the oldest first.
     pub fn holders(&self, inode: u32) -> impl Iterator<Item = &Process> {
         let pids = if inode == 0 { &[][..] } else { self.by_socket.get(&inode).map_or(&[][..], Vec::as_slice) };
         pids.iter().filter_map(|pid| self.get(*pid))
@@ -229,6 +231,14 @@ mod tests {
         assert_eq!(holder.exe, std::env::current_exe().ok());
         assert!(processes.ancestors(holder.pid).count() > 1);
         assert_eq!(processes.holders(0).count(), 0);
+    }
+
+    #[test]
+    fn the_oldest_holder_comes_first_though_numbers_began_anew() {
+        let process = |pid, start| Process { pid, start, sockets: vec![7], ..Process::default() };
+        let processes = Processes::from_list(vec![process(876, 300), process(31_441, 200), process(31_440, 200)]);
+        let holders: Vec<u32> = processes.holders(7).map(|process| process.pid).collect();
+        assert_eq!(holders, [31_440, 31_441, 876]);
     }
 
     #[test]

@@ -104,14 +104,15 @@ pub fn find(judge: &Judge<'_>, cgroup: &Path) -> (Vec<Doomed>, Vec<String>) {
             let sockets = found
                 .into_iter()
                 .map(|(flow, socket)| {
-                    let holder = picture.processes.holders(picture.sockets.holder(&socket)).next();
+                    let mut holders = picture.processes.holders(picture.sockets.holder(&socket));
                     let destroyed = Destroyed {
                         flow: flow.key.spoken(flow.direction),
                         local: socket.local,
                         remote: SocketAddr::new(flow.key.remote(), flow.key.remote_port()),
                         protocol: socket.protocol,
                         namespace,
-                        who: holder.and_then(|holder| {
+                        // The first may have ended since.
+                        who: holders.find_map(|holder| {
                             let who = identities.read(holder.pid)?;
                             Some(Who { found_by: FoundBy::SockDiag, ..who })
                         }),

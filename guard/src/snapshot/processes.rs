@@ -66,7 +66,7 @@ pub struct Process {
 #[derive(Default)]
 pub struct Table {
     pub all: HashMap<u32, Process>,
-    /// Who holds a socket, lowest pid first.
+    /// Who holds a socket, the oldest first.
     pub holders: HashMap<u64, Vec<u32>>,
 }
 
@@ -265,7 +265,9 @@ fn read(context: &Context, lines: &Lines) -> Result<(Table, Result<(), String>),
             table.holders.entry(*inode).or_default().push(process.pid);
         }
     }
-    table.holders.values_mut().for_each(|pids| pids.sort_unstable());
+    let all = &table.all;
+    let age = |pid: &u32| (all.get(pid).map(|process| process.start), *pid);
+    table.holders.values_mut().for_each(|pids| pids.sort_unstable_by_key(age));
     Ok((table, end))
 }
 

@@ -13,6 +13,7 @@ use std::{
 use crate::{
     host::{
         conntrack::{self, Begun, Tracked, Tuple},
+        identity::stat_in,
         route,
     },
     record::{clock::boot_now, recent::Recent},
@@ -40,7 +41,7 @@ const AT_ONCE: usize = 4_096;
 pub struct Behind {
     /// Its inode.
     pub netns: u64,
-    /// A process in it: the one with the lowest number, most often its first.
+    /// A process in it: the oldest, most often its first.
     pub pid: u32,
 }
 
@@ -185,22 +186,26 @@ impl Forwarded {
     fn read_namespaces(&mut self) {
         let inode = |path: &Path| fs::metadata(path).ok().map(|file| file.st_ino());
         let own = inode(&self.proc.join("self/ns/net"));
-        let mut found: HashMap<u64, u32> = HashMap::new();
+        let mut found: HashMap<u64, (u64, u32)> = HashMap::new();
         for entry in fs::read_dir(&self.proc).into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
             // Of a process that just ended nothing is there.
             let Some(netns) = inode(&entry.path().join("ns/net")) else { continue };
             if Some(netns) != own && (found.len() < NAMESPACES || found.contains_key(&netns)) {
-                let lowest = found.entry(netns).or_insert(pid);
-                *lowest = pid.min(*lowest);
+                // What cannot be read is younger than all others.
+                let started = stat_in(&entry.path()).map_or(u64::MAX, |stat| stat.started);
+                let oldest = found.entry(netns).or_insert((started, pid));
+                *oldest = (started, pid).min(*oldest);
             }
         }
         self.own = addresses(&self.proc.join("self")).into_iter().collect();
         let began = Instant::now();
         // Every engine gives its first container the same address, also one that runs in another's container: those that
         // are linked to this host are the ones whose packets it passes on.
-        let (linked, others): (Vec<_>, Vec<_>) =
-            found.into_iter().partition(|(_, pid)| began.elapsed() < LOOK / 2 && route::is_linked(*pid));
+        let (linked, others): (Vec<_>, Vec<_>) = found
+            .into_iter()
+            .map(|(netns, (_, pid))| (netns, pid))
+            .partition(|(_, pid)| began.elapsed() < LOOK / 2 && route::is_linked(*pid));
         for group in [linked, others] {
             let mut of_group = HashMap::new();
             for (netns, pid) in group {
