@@ -74,7 +74,7 @@ pub fn program_parts(facts: &Facts) -> Vec<String> {
     let Some(who) = &facts.who else {
         return vec![facts.group.program.as_deref().unwrap_or("unknown program").to_owned()];
     };
-    let mut parts = vec![format!("{}{}", who.program().unwrap_or("unknown program"), exe_kind(who))];
+    let mut parts = vec![format!("{}{}", own_name(who), exe_kind(who))];
     match facts.pids.as_slice() {
         [] => {}
         [pid] => parts.push(format!(" pid {pid}")),
@@ -96,6 +96,12 @@ pub fn program_parts(facts: &Facts) -> Vec<String> {
         parts.push(format!(" [{unit}]"));
     }
     parts
+}
+
+/// Without its container, which has a part of its own: the container's id would be all that there is room for.
+fn own_name(who: &Who) -> &str {
+    let known = who.exe.is_some() || !who.comm.is_empty();
+    who.program().filter(|_| known).unwrap_or("unknown program")
 }
 
 #[must_use]
@@ -326,4 +332,20 @@ pub fn count(number: u64, one: &str, many: &str) -> String {
 #[must_use]
 pub fn long(us: i64) -> String {
     if us < DAY_US { duration(us / SECOND) } else { format!("{} d", us / DAY_US) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::who::{Container, FoundBy};
+
+    #[test]
+    fn a_program_of_which_only_the_container_is_known_has_no_name() {
+        let container = Some(Container { id: "0123456789abcdef".repeat(4), ..Container::default() });
+        let gone = Who { found_by: FoundBy::Forwarded, container, ..Who::default() };
+        assert_eq!(own_name(&gone), "unknown program");
+        let exe = Some("/usr/bin/curl".to_owned());
+        assert_eq!(own_name(&Who { exe, ..gone.clone() }), "/usr/bin/curl");
+        assert_eq!(own_name(&Who { comm: "curl".to_owned(), ..gone }), "curl");
+    }
 }
