@@ -84,8 +84,8 @@ pub trait Engine {
 
     /// Those that wait and are none of guard's. `settled`: no other guard command is at work (the caller holds the lock);
     /// while one is, what it loads is not known as guard's yet, and only what has waited long is told.
-    fn loaded_programs(&mut self, _settled: bool) -> anyhow::Result<Vec<LoadedProgram>> {
-        Ok(Vec::new())
+    fn loaded_programs(&mut self, _settled: bool) -> Vec<LoadedProgram> {
+        Vec::new()
     }
 
     /// Whether the kernel itself tells of them, with the process: else only those that are still there are found.

@@ -112,8 +112,8 @@ impl Engine for Instance {
         Self::hear_of_programs(self)
     }
 
-    fn loaded_programs(&mut self, settled: bool) -> anyhow::Result<Vec<LoadedProgram>> {
-        Ok(Self::loaded_programs(self, settled)?)
+    fn loaded_programs(&mut self, settled: bool) -> Vec<LoadedProgram> {
+        Self::loaded_programs(self, settled)
     }
 
     fn hears_of_programs(&self) -> bool {

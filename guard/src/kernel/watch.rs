@@ -36,6 +36,9 @@ const EACH_TIME: usize = 1 << 20;
 /// lockdown 15 s in an emulated machine.
 const HELD_BACK: Duration = Duration::from_secs(20);
 
+/// And so many; what comes beyond them is counted.
+const MOST_WAITING: usize = 1024;
+
 /// A program that was loaded, and is not told of yet.
 #[derive(Debug)]
 struct Waiting {
@@ -183,7 +186,7 @@ impl Instance {
     /// Whether any waits to be told, and how many events were lost.
     pub fn hear_of_programs(&mut self) -> (bool, u64) {
         let events = self.seen.events.get_or_insert_with(|| BpfEvents::open().ok());
-        let (loaded, lost) = match events {
+        let (loaded, mut lost) = match events {
             Some(events) => {
                 let (loaded, lost) = events.drain();
                 (loaded.into_iter().map(|loaded| (loaded.id, loaded.pid)).collect(), lost)
@@ -196,6 +199,10 @@ impl Instance {
             if !MEDDLING.contains(&program.kind_number) || is_systemds(program.kind_number, &program.name, pid) {
                 continue;
             }
+            if self.seen.loaded.len() >= MOST_WAITING {
+                lost += 1;
+                continue;
+            }
             let what = format!("{} program {id} \"{}\" by uid {}", program.kind, program.name, program.uid);
             let told = LoadedProgram { id, what, by: processes::named(pid) };
             self.seen.loaded.push(Waiting { since: Instant::now(), tag: program.tag, program: told });
@@ -205,11 +212,10 @@ impl Instance {
 
     /// Those that wait, but for guard's own instructions, whoever loaded them: where they stand is looked at by itself.
     /// `settled`: no other guard command is at work; else only those that have waited longer than any works.
-    pub fn loaded_programs(&mut self, settled: bool) -> Result<Vec<LoadedProgram>, KernelError> {
-        if settled {
-            // A lockdown loads its programs, then writes down which they are.
-            self.catch_up()?;
-        }
+    pub fn loaded_programs(&mut self, settled: bool) -> Vec<LoadedProgram> {
+        // A lockdown loads its programs, then writes down which they are. Where that cannot be read, all of them are told
+        // once they have waited: whoever damages it silences nothing.
+        let settled = settled && self.catch_up().is_ok();
         let own: BTreeSet<&String> = self.settings.programs.values().collect();
         let (told, waiting) = self
             .seen
@@ -218,7 +224,7 @@ impl Instance {
             .filter(|waiting| !own.contains(&waiting.tag))
             .partition::<Vec<_>, _>(|waiting| settled || waiting.since.elapsed() > HELD_BACK);
         self.seen.loaded = waiting;
-        Ok(told.into_iter().map(|waiting| waiting.program).collect())
+        told.into_iter().map(|waiting| waiting.program).collect()
     }
 
     /// Not asked for yet counts as heard.

@@ -150,8 +150,7 @@ impl Daemon<'_> {
             return;
         }
         let lock = self.lock_now();
-        // What cannot be read now is told at the next look.
-        for program in self.engine.loaded_programs(lock.is_some()).unwrap_or_default() {
+        for program in self.engine.loaded_programs(lock.is_some()) {
             let what = format!("a BPF program was loaded: {}", program.what);
             let difference = Difference::new(Kind::ProgramLoaded, format!("program {}", program.id), what);
             self.tell_new(match program.by {
